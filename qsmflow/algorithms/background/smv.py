@@ -1,0 +1,92 @@
+"""Spherical mean values: kernels that are right for anisotropic voxels, and the erosion that goes with them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from scipy import ndimage as ndi
+
+from qsmflow.algorithms import fourier
+
+_SUBSAMPLES = 10
+
+
+def sphere(radius: float, voxel_size: Sequence[float]) -> np.ndarray:
+    """A sphere on the voxel grid, each voxel with the fraction of its volume inside, unit sum.
+
+    Parameters
+    ----------
+    radius : float
+        Radius, mm.
+    voxel_size : sequence of float, (3,)
+        Voxel size, mm.
+
+    Returns
+    -------
+    ndarray
+        float64, odd shape, centred. At least the six neighbours of the centre are part of it.
+
+    Notes
+    -----
+    The second moments along the three axes are made equal by moving weight between the centre and its six neighbours.
+    The mean over the kernel of every harmonic polynomial of degree three or less is then its value at the centre, also on
+    anisotropic grids, where the fractions alone fail from degree two on.
+
+    Examples
+    --------
+    >>> kernel = sphere(5, (1, 1, 3))
+    >>> x, y, z = (a.reshape(s) for a, s in zip(
+    ...     [np.arange(n) - n // 2 for n in kernel.shape], [(-1, 1, 1), (1, -1, 1), (1, 1, -1)]))
+    >>> bool(abs((kernel * (2 * (3 * z) ** 2 - x**2 - y**2)).sum()) < 1e-12)
+    True
+    """
+    reach = [max(1, int(np.ceil(radius / h + 0.5)) - 1) for h in voxel_size]
+    squares = []
+    for n, h in zip(reach, voxel_size, strict=True):
+        fine = (np.arange((2 * n + 1) * _SUBSAMPLES) + 0.5) / _SUBSAMPLES - n - 0.5
+        squares.append((fine * h) ** 2)
+    inside = squares[0][:, None, None] + squares[1][None, :, None] + squares[2][None, None, :] <= radius**2
+    blocks = [v for n in reach for v in (2 * n + 1, _SUBSAMPLES)]
+    kernel = inside.reshape(blocks).mean(axis=(1, 3, 5))
+    kernel /= kernel.sum()
+    moments = []
+    for axis, (n, h) in enumerate(zip(reach, voxel_size, strict=True)):
+        offsets = ((np.arange(2 * n + 1) - n) * h) ** 2
+        moments.append(float((kernel.sum(axis=tuple(a for a in range(3) if a != axis)) * offsets).sum()))
+    for axis, (moment, h) in enumerate(zip(moments, voxel_size, strict=True)):
+        share = (max(moments) - moment) / (2 * h * h)
+        for step in (-1, 1):
+            neighbour = list(reach)
+            neighbour[axis] += step
+            kernel[tuple(neighbour)] += share
+        kernel[tuple(reach)] -= 2 * share
+    return kernel
+
+
+def sphere_spectrum(radius: float, voxel_size: Sequence[float], shape: Sequence[int]) -> np.ndarray:
+    """Half spectrum (real, float32) of :func:`sphere` centred at voxel 0 of a periodic grid."""
+    kernel = sphere(radius, voxel_size)
+    volume = np.zeros(shape, np.float32)
+    volume[tuple(slice(n) for n in kernel.shape)] = kernel
+    volume = np.roll(volume, [-(n // 2) for n in kernel.shape], axis=(0, 1, 2))
+    return fourier.rfftn(volume, shape).real
+
+
+def reach(radius: float, voxel_size: Sequence[float]) -> list[int]:
+    """How many voxels :func:`sphere` extends from its centre along each axis; the margin a convolution needs."""
+    return [n // 2 for n in sphere(radius, voxel_size).shape]
+
+
+def distance_inside(mask: np.ndarray, voxel_size: Sequence[float]) -> np.ndarray:
+    """Distance of every mask voxel to the nearest voxel outside (beyond the grid counts as outside), mm, float32."""
+    padded = np.pad(mask, 1)
+    distance = ndi.distance_transform_edt(padded, sampling=voxel_size)
+    return distance[1:-1, 1:-1, 1:-1].astype(np.float32)
+
+
+def fits(distance: np.ndarray, radius: float, voxel_size: Sequence[float]) -> np.ndarray:
+    """Where every voxel of :func:`sphere` lies within the mask, given :func:`distance_inside`."""
+    offsets = np.argwhere(sphere(radius, voxel_size)) - reach(radius, voxel_size)
+    farthest = np.sqrt(((offsets * voxel_size) ** 2).sum(axis=1)).max()
+    return distance > farthest * (1 + 1e-5)

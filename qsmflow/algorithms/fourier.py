@@ -1,0 +1,74 @@
+"""Real float32 Fourier transforms on padded grids.
+
+The number of threads is the caller's business (``scipy.fft.set_workers``); results do not depend on it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import scipy.fft
+
+AXES = (0, 1, 2)
+
+
+def padded_shape(shape: Sequence[int], margin: Sequence[int] | int = 0) -> tuple[int, ...]:
+    """The smallest shape with fast real transforms that holds ``shape`` plus ``margin`` voxels along each axis.
+
+    Parameters
+    ----------
+    shape : sequence of int
+        Shape of the volume.
+    margin : int or sequence of int
+        Voxels to add along each axis, at least.
+
+    Returns
+    -------
+    tuple of int
+
+    Examples
+    --------
+    >>> padded_shape((129, 153, 129))
+    (135, 160, 135)
+    >>> padded_shape((129, 153, 129), 20)
+    (150, 180, 150)
+    """
+    margins = (margin,) * len(shape) if isinstance(margin, int) else margin
+    return tuple(scipy.fft.next_fast_len(int(n + m), real=True) for n, m in zip(shape, margins, strict=True))
+
+
+def rfftn(volume: np.ndarray, shape: Sequence[int]) -> np.ndarray:
+    """Real-to-complex transform of a volume, zero padded at the end to ``shape`` (complex64, last axis halved)."""
+    return scipy.fft.rfftn(volume, s=shape, axes=AXES)
+
+
+def irfftn(spectrum: np.ndarray, shape: Sequence[int], crop: Sequence[int] | None = None) -> np.ndarray:
+    """Inverse of :func:`rfftn` on the grid ``shape``, cropped to ``crop``; ``spectrum`` is left alone."""
+    volume = scipy.fft.irfftn(spectrum, s=shape, axes=AXES)
+    return volume if crop is None else volume[: crop[0], : crop[1], : crop[2]]
+
+
+def convolve(volume: np.ndarray, spectrum: np.ndarray, shape: Sequence[int]) -> np.ndarray:
+    """Circular convolution on the grid ``shape`` of a zero-padded volume with a kernel given by its half spectrum; cropped."""
+    return irfftn(spectrum * rfftn(volume, shape), shape, volume.shape)
+
+
+def frequencies(shape: Sequence[int], voxel_size: Sequence[float], half: bool = True) -> list[np.ndarray]:
+    """Spatial frequencies of a grid along each axis, cycles/mm, shaped for broadcasting; the last axis halved."""
+    result = []
+    for axis, (n, h) in enumerate(zip(shape, voxel_size, strict=True)):
+        k = np.fft.rfftfreq(n, h) if half and axis == len(shape) - 1 else np.fft.fftfreq(n, h)
+        result.append(k.reshape([-1 if a == axis else 1 for a in range(len(shape))]))
+    return result
+
+
+def power(spectrum: np.ndarray, last: int) -> float:
+    """Sum of squares over the whole spectrum whose last axis (length ``last``) is stored halved; float64."""
+    twice = np.full(spectrum.shape[-1], 2.0)
+    twice[0] = 1.0
+    if last % 2 == 0:
+        twice[-1] = 1.0
+    squares = np.einsum("ijk,ijk->k", spectrum.real, spectrum.real, dtype=np.float64)
+    squares += np.einsum("ijk,ijk->k", spectrum.imag, spectrum.imag, dtype=np.float64)
+    return float(squares @ twice)

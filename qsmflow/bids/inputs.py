@@ -1,0 +1,390 @@
+"""What a dataset offers: its multi-echo gradient-echo acquisitions, and everything that is wrong with them.
+
+Only names, sidecars and headers are read. A problem is never raised: all of them come back together, and the acquisitions
+without one can be processed.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import chain
+from pathlib import Path
+
+from qsmflow.algorithms.units import GAMMA_BAR
+from qsmflow.bids.headers import Header, read_header
+from qsmflow.bids.layout import QUERIES, Image, Layout, check_filters, choose_labels, folders
+from qsmflow.bids.problems import Findings, Problem, Unusable
+from qsmflow.bids.series import Row, Volume, check_phase, combine, read_part, split_parts
+from qsmflow.config import Execution, Recipe
+from qsmflow.errors import UsageError
+
+__all__ = ["Acquisition", "Dataset", "Problem", "Volume", "needs_phase", "read_dataset"]
+
+#: ImagingFrequency is believed where it is this close to the nominal field strength.
+_FREQUENCY_TOLERANCE = 0.1
+
+#: Names of coils in ``acq-`` or ``rec-``, e.g. ``rec-coil03``; they count only where several differ in nothing but the number.
+_COIL_LABEL = re.compile(r"(?i)(coil|channel|ch)\d+$")
+
+_COMBINE = "combine the coils first, or choose combined images with a BIDS filter"
+
+
+@dataclass(frozen=True)
+class Acquisition:
+    """Everything with the same entities but echo and part.
+
+    One volume per echo in ``magnitude`` (or none) and in ``phase`` or, where the phase comes as such, in ``real`` and ``imag``.
+    ``b0`` is None only where no output needs it. ``notices`` tell everything that was guessed or is worth knowing.
+    """
+
+    entities: Mapping[str, str]
+    suffix: str
+    echo_times: tuple[float, ...]
+    magnitude: tuple[Volume, ...] = ()
+    phase: tuple[Volume, ...] = ()
+    real: tuple[Volume, ...] = ()
+    imag: tuple[Volume, ...] = ()
+    phase_units: str = "arbitrary"
+    b0: float | None = None
+    metadata: Mapping[str, object] = field(default_factory=dict)
+    t1w: str | None = None
+    notices: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """The entities as a file name begins: ``sub-01_ses-a_acq-x_run-1``."""
+        return _name(self.entities)
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """Paths of the files it is made of."""
+        volumes = chain(self.magnitude, self.phase, self.real, self.imag)
+        return tuple(dict.fromkeys(volume.path for volume in volumes))
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """The acquisitions of a dataset that can be processed, and all problems of those that cannot."""
+
+    root: Path
+    acquisitions: tuple[Acquisition, ...] = ()
+    problems: tuple[Problem, ...] = ()
+
+
+def needs_phase(recipe: Recipe) -> bool:
+    """Whether one of the outputs asked for cannot be computed from magnitudes alone."""
+    return "qsm" in recipe.outputs
+
+
+def read_dataset(execution: Execution, recipe: Recipe) -> Dataset:
+    """Read a BIDS dataset: group its files into acquisitions, check them, and match each with a T1-weighted image.
+
+    Parameters
+    ----------
+    execution : Execution
+        ``bids_dir``; ``participant_label`` and ``session_label`` with or without prefix (none: all); ``bids_filters`` as in
+        fMRIPrep: ``{"megre": {...}, "t1w": {...}}``, where each object adds to the query or overrides it, by the entity names
+        of pybids (``acquisition``, ``run``, ``reconstruction``, ``echo``, ``suffix``, ``coil``, ...); a value is a label, a
+        list of labels, ``null`` (the entity must be absent) or ``"*"`` (it must be present). ``skip_bids_validation`` lets a
+        dataset without ``dataset_description.json`` through.
+    recipe : Recipe
+        ``outputs`` decide whether phase is needed, ``b0`` overrides the field strength of the sidecars.
+
+    Returns
+    -------
+    Dataset
+        Acquisitions in the order of their names, and all problems.
+
+    Raises
+    ------
+    UsageError
+        If the folder does not exist, or a label or filter names something unknown.
+
+    Notes
+    -----
+    Acquisitions are told apart by all entities but ``echo`` and ``part``. Real and imaginary parts are used where there is no
+    phase. A 4D file is a series of echoes only if its sidecar lists one EchoTime per volume. The T1w is taken from the same
+    session, else from any session (in the order of their labels); where there are several, the one with the fewest entities
+    beside ``run``, then the last run, then the first by name; ``acq-`` and the like need not match.
+    """
+    root = Path(execution.bids_dir).resolve()
+    if not root.is_dir():
+        raise UsageError(f"BIDS folder {execution.bids_dir} does not exist")
+    check_filters(execution.bids_filters)
+    known = folders(root, "sub")
+    problem = _check_root(root, known, execution.skip_bids_validation)
+    if problem:
+        return Dataset(root, problems=(problem,))
+    participants = choose_labels(execution.participant_label, known, "sub")
+    chosen = participants or tuple(known)
+    sessions: tuple[str, ...] = ()
+    if execution.session_label:
+        found_sessions = {session for sub in chosen for session in folders(root / f"sub-{sub}", "ses")}
+        sessions = choose_labels(execution.session_label, found_sessions, "ses")
+
+    with Layout(root, participants) as layout:
+        images = layout.images("megre", execution.bids_filters)
+        if sessions:
+            images = [image for image in images if image.entities.get("ses") in sessions]
+        found = Findings()
+        _check_presence(images, root, participants, execution.bids_filters, found)
+        reader = _Reader(layout, recipe, _T1w(layout, execution.bids_filters))
+        groups = _without_coils(_grouped(images), found)
+        acquisitions = [reader.acquisition(group, found) for group in groups]
+    return Dataset(root, tuple(a for a in acquisitions if a), tuple(dict.fromkeys(found.problems)))
+
+
+class _Reader:
+    """Turns the images of one acquisition into an :class:`Acquisition`, or into problems."""
+
+    def __init__(self, layout: Layout, recipe: Recipe, t1w: _T1w):
+        self.layout, self.recipe, self.t1w = layout, recipe, t1w
+
+    def acquisition(self, images: Sequence[Image], found: Findings) -> Acquisition | None:
+        """The acquisition, or None if it cannot be processed (the reasons are added to ``found``)."""
+        mine = Findings()
+        parts = split_parts(images, mine)
+        chosen = self._choose(parts, images, mine)
+        if mine.problems:
+            found.problems += mine.problems
+            return None
+        rows, unit, b0, attempt = self._read(chosen)
+        if attempt.problems and "mag" in chosen and len(chosen) > 1 and not needs_phase(self.recipe):
+            mine.notice(f"phase is not used: {attempt.problems[0]}")
+            rows, unit, b0, attempt = self._read({"mag": chosen["mag"]})
+        found.problems += mine.problems + attempt.problems
+        if attempt.problems:
+            return None
+        for notice in attempt.notices:
+            mine.notice(notice)
+        self._notices(rows, mine)
+        t1w = self.t1w.match(images[0].entities, mine, found)
+        volumes = {part: tuple(row.parts[part].volume for row in rows) for part in rows[0].parts}
+        return Acquisition(
+            entities=_key(images[0].entities),
+            suffix=images[0].suffix,
+            echo_times=tuple(row.time for row in rows),
+            magnitude=volumes.get("mag", ()),
+            phase=volumes.get("phase", ()),
+            real=volumes.get("real", ()),
+            imag=volumes.get("imag", ()),
+            phase_units=unit,
+            b0=b0,
+            metadata=dict(chain.from_iterable(echo.metadata.items() for echo in rows[0].parts.values())),
+            t1w=t1w,
+            notices=tuple(mine.notices),
+        )
+
+    def _choose(self, parts: Mapping[str, list[Image]], images: Sequence[Image], found: Findings) -> dict[str, list[Image]]:
+        """The parts to use: magnitude with phase, or real with imaginary; what is missing is noted."""
+        first = images[0].relative
+        magnitude = {"mag": parts["mag"]} if "mag" in parts else {}
+        if "phase" in parts:
+            if "real" in parts or "imag" in parts:
+                found.notice("real and imaginary parts were left aside, because there is phase")
+            return {**magnitude, "phase": parts["phase"]}
+        if "real" in parts and "imag" in parts:
+            if magnitude:
+                found.notice("the magnitude was computed from real and imaginary parts")
+            return {"real": parts["real"], "imag": parts["imag"]}
+        if not needs_phase(self.recipe) and magnitude:
+            return magnitude
+        half = next((part for part in ("real", "imag") if part in parts), None)
+        if half:
+            other = "imag" if half == "real" else "real"
+            found.problem(parts[half][0].relative, f"part-{half} comes without part-{other}", f"add the part-{other} images")
+        else:
+            found.problem(
+                first, "no phase image belongs to this acquisition",
+                "add the part-phase images, ask for --outputs r2star, or leave the series out with a BIDS filter",
+            )  # fmt: skip
+        return magnitude
+
+    def _read(self, chosen: Mapping[str, list[Image]]) -> tuple[list[Row], str, float | None, Findings]:
+        """Rows, unit of the phase and field strength of the chosen parts, with what was found on the way."""
+        found = Findings()
+        parts = {part: read_part(images, self._header, self.layout.metadata, found) for part, images in chosen.items()}
+        if found.problems:
+            return [], "arbitrary", None, found
+        rows = combine(parts, found)
+        unit = check_phase(rows, found)
+        b0 = self._field_strength(rows, found) if rows else None
+        only_r2star = "r2star" in self.recipe.outputs and not needs_phase(self.recipe)
+        if set(chosen) == {"phase"}:
+            if only_r2star:
+                found.problem(chosen["phase"][0].relative, "comes without magnitude, which R2* needs", "add part-mag images")
+            found.notice("no magnitude: echoes and voxels are not weighted, and there is no R2*")
+        if len(rows) == 1 and only_r2star:
+            image = next(iter(rows[0].parts.values())).image
+            found.problem(image.relative, "has one echo, which gives no R2*", "ask for other outputs, or leave the series out")
+        return rows, unit, b0, found
+
+    def _header(self, image: Image) -> Header:
+        return read_header(image.path, image.relative)
+
+    def _field_strength(self, rows: Sequence[Row], found: Findings) -> float | None:
+        """B0 in tesla: from the recipe, or from the sidecars (ImagingFrequency before the nominal value)."""
+        echoes = [echo for row in rows for echo in row.parts.values()]
+        told = []
+        for value in (echo.metadata.get("MagneticFieldStrength") for echo in echoes):
+            if value is not None and value not in told:
+                told.append(value)
+        if self.recipe.b0 is not None:
+            if told and told != [self.recipe.b0]:
+                found.notice(f"B0 is {self.recipe.b0:g} T as asked for; the sidecars say {_either(told)}")
+            return self.recipe.b0
+        nominal = told[0] if len(told) == 1 else None
+        if isinstance(nominal, bool) or not isinstance(nominal, int | float) or not 0 < nominal < 30:
+            if needs_phase(self.recipe):
+                differ, odd = f"differs between images ({_either(told)})", f"{nominal!r} is not in tesla"
+                what = "is missing" if not told else differ if len(told) > 1 else odd
+                remedy = "give it in tesla, the same in all sidecars, or give --b0"
+                found.problem(echoes[0].image.relative, f"MagneticFieldStrength {what}", remedy)
+            return None
+        frequency = echoes[0].metadata.get("ImagingFrequency")
+        if isinstance(frequency, int | float) and abs(frequency / GAMMA_BAR / nominal - 1) < _FREQUENCY_TOLERANCE:
+            exact = round(frequency / GAMMA_BAR, 5)
+            if abs(exact / nominal - 1) > 1e-3:
+                found.notice(f"B0 is {exact:g} T, from ImagingFrequency {frequency:g} MHz (nominal: {nominal:g} T)")
+            return exact
+        return float(nominal)
+
+    def _notices(self, rows: Sequence[Row], found: Findings) -> None:
+        """What is worth knowing about an acquisition that can be processed."""
+        first = next(iter(rows[0].parts.values()))
+        for notice in first.header.notices:
+            found.notice(notice)
+        if len(rows) == 1:
+            found.notice("one echo: phase offsets cannot be removed and R2* cannot be computed")
+        elif len(rows) == 2:
+            found.notice("two echoes: R2* comes from two points only")
+        if first.metadata.get("MRAcquisitionType") == "2D":
+            found.notice("the acquisition is 2D; 3D is recommended for susceptibility mapping")
+
+
+class _T1w:
+    """The T1-weighted images of a dataset; each chosen one is checked once."""
+
+    def __init__(self, layout: Layout, filters: Mapping[str, Mapping]):
+        self._by_subject: dict[str, list[Image]] = defaultdict(list)
+        for image in layout.images("t1w", filters):
+            self._by_subject[image.entities["sub"]].append(image)
+        self._checked: dict[str, Problem | None] = {}
+
+    def match(self, entities: Mapping[str, str], notices: Findings, problems: Findings) -> str | None:
+        """The path of the T1w for an acquisition; files that cannot be used are noted in ``problems`` and passed over."""
+        session = entities.get("ses")
+
+        def rank(image: Image) -> tuple:
+            run = image.entities.get("run", "0")
+            extra = [key for key in image.entities if key not in ("sub", "ses", "run", "part")]
+            last_run_first = -int(run) if run.isdigit() else 0
+            other = image.entities.get("ses")
+            return other != session, other or "", len(extra), last_run_first, image.relative
+
+        usable = []
+        for image in sorted(self._by_subject[entities["sub"]], key=rank):
+            problem = self._check(image)
+            if problem:
+                problems.problems.append(problem)
+            else:
+                usable.append(image)
+        if not usable:
+            notices.notice("no T1w image of this subject")
+            return None
+        first = usable[0]
+        near = [image for image in usable if image.entities.get("ses") == first.entities.get("ses")]
+        if len(near) > 1:
+            notices.notice(f"T1w: {first.name} was chosen out of {len(near)}")
+        if session is not None and first.entities.get("ses") != session:
+            notices.notice(f"T1w: {first.name} comes from another session")
+        return first.path
+
+    def _check(self, image: Image) -> Problem | None:
+        if image.path not in self._checked:
+            self._checked[image.path] = None
+            try:
+                header = read_header(image.path, image.relative)
+                if header.volumes > 1 or header.extra_axes:
+                    raise Unusable(image.relative, "is not a single 3D image", "keep one volume of it")
+            except Unusable as error:
+                self._checked[image.path] = error.problem
+        return self._checked[image.path]
+
+
+def _check_root(root: Path, participants: Sequence[str], skip: bool) -> Problem | None:
+    """Whether the folder is a dataset at all."""
+    description = root / "dataset_description.json"
+    if not skip:
+        if not description.is_file():
+            return Problem(
+                str(root), "is not a BIDS dataset: there is no dataset_description.json",
+                "give the dataset's root, add the file, or use --skip-bids-validation",
+            )  # fmt: skip
+        try:
+            json.loads(description.read_text(encoding="utf-8"))
+        except ValueError as error:
+            return Problem(str(description), f"is not valid JSON ({error})", "correct it")
+    if not participants:
+        return Problem(str(root), "holds no participant (no folder sub-<label>)", "give the dataset's root")
+    return None
+
+
+def _check_presence(
+    images: Sequence[Image], root: Path, participants: Sequence[str], filters: Mapping[str, object], found: Findings
+) -> None:
+    """Note it if there is nothing to do, for the dataset or for a participant that was asked for by name."""
+    what = " or ".join(QUERIES["megre"]["suffix"])
+    after = " that the BIDS filter lets through" if filters.get("megre") else ""
+    remedy = "check the BIDS filter" if after else "check names and folders (sub-<label>/[ses-<label>/]anat)"
+    present = {image.entities["sub"] for image in images}
+    for label in participants:
+        if label not in present:
+            found.problem(f"sub-{label}", f"has no {what} image{after}", remedy)
+    if not images and not participants:
+        found.problem(str(root), f"holds no {what} image{after}", remedy)
+
+
+def _grouped(images: Iterable[Image]) -> dict[str, list[Image]]:
+    """Images by acquisition, in the order of their names."""
+    groups: dict[str, list[Image]] = defaultdict(list)
+    for image in images:
+        groups[f"{_name(_key(image.entities))}_{image.suffix}"].append(image)
+    return dict(sorted(groups.items()))
+
+
+def _without_coils(groups: Mapping[str, list[Image]], found: Findings) -> list[list[Image]]:
+    """Groups that are not single coils; those that are become one problem per series."""
+    families: dict[str, list[str]] = defaultdict(list)
+    for name, images in groups.items():
+        entities = dict(images[0].entities)
+        is_coil = entities.pop("coil", None) is not None
+        for key in ("acq", "rec"):
+            entities[key], count = _COIL_LABEL.subn("", entities.get(key, ""))
+            is_coil = is_coil or bool(count)
+        family = f"{_name(_key(entities))}_{images[0].suffix}" if is_coil else name
+        families[family].append(name)
+    kept = []
+    for members in families.values():
+        first = groups[members[0]]
+        if len(members) > 1 or "coil" in first[0].entities:
+            found.problem(first[0].relative, f"is one of {len(members)} uncombined coils", _COMBINE)
+        else:
+            kept.append(first)
+    return kept
+
+
+def _key(entities: Mapping[str, str]) -> dict[str, str]:
+    return {key: value for key, value in entities.items() if key not in ("echo", "part")}
+
+
+def _name(entities: Mapping[str, str]) -> str:
+    return "_".join(f"{key}-{value}" for key, value in entities.items())
+
+
+def _either(values: Iterable[object]) -> str:
+    return " or ".join(f"{value} T" for value in values)

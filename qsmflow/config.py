@@ -1,0 +1,231 @@
+"""What a run is told: :class:`Recipe` changes numbers, :class:`Execution` does not.
+
+Both are frozen and passed by hand; there is no global state. A recipe is read from and written to TOML::
+
+    name = "consensus"
+    background = "pdf"
+    mask = "template & quality"
+
+    [parameters.pdf]
+    iterations = 60
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tomllib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import field as dataclass_field
+from importlib import resources
+from pathlib import Path
+
+import tomli_w
+
+from qsmflow import registry
+from qsmflow.errors import UsageError, nearest
+
+#: What can be asked for with ``--outputs``, and the sentence of the help.
+OUTPUTS = {
+    "qsm": "susceptibility (Chimap), with masks and fields",
+    "r2star": "R2*, T2* and S0 maps",
+    "rois": "atlas labels in GRE space and the table of region values",
+}
+
+#: What can be asked for with ``--output-spaces``, and the sentence of the help.
+SPACES = {
+    "GRE": "the acquisition's own space (always written)",
+    "T1w": "susceptibility resampled to the subject's T1w image",
+    "MNI152NLin2009cAsym": "susceptibility in template space, 1 mm",
+}
+
+#: Recipes that come with the package.
+RECIPES = ("consensus", "fast")
+
+#: Stages whose method a recipe names directly (``mask`` is an expression of methods).
+_METHODS = ("offset", "unwrap", "field", "relaxometry", "background", "inversion", "reference")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that changes numbers; its :attr:`hash` goes into every sidecar.
+
+    ``parameters`` holds overrides by method name; :meth:`values` gives them merged with the defaults.
+    """
+
+    name: str = "consensus"
+    offset: str = "mcpc3ds"
+    unwrap: str = "romeo"
+    field: str = "wls"
+    relaxometry: str = "arlo"
+    mask: str = "template & quality"
+    background: str = "pdf"
+    inversion: str = "tv"
+    reference: str = "brain"
+    reference_region: str = ""
+    atlas: str = "CIT168"
+    outputs: tuple[str, ...] = tuple(OUTPUTS)
+    output_spaces: tuple[str, ...] = ("GRE", "MNI152NLin2009cAsym")
+    b0: float | None = None
+    phase_sign: str = "auto"
+    parameters: Mapping[str, Mapping[str, object]] = dataclass_field(default_factory=dict)
+
+    def __post_init__(self):
+        for stage in _METHODS:
+            name = getattr(self, stage)
+            if not (name == "none" and registry.STAGES[stage].optional):
+                registry.find(stage, name)
+        chosen = {name for _, name in self.methods}
+        every = {row.name for row in registry.ALGORITHMS}
+        for method in self.parameters:
+            if method not in every:
+                raise UsageError(f"parameters of an unknown method '{method}'{nearest(method, every)}")
+            if method not in chosen:
+                raise UsageError(f"parameters given for '{method}', which this recipe does not use")
+        for stage, name in self.methods:
+            registry.find(stage, name).merged(self.parameters.get(name))
+        for name in self.outputs:
+            if name not in OUTPUTS:
+                raise UsageError(f"no output '{name}'{nearest(name, OUTPUTS)}")
+        for name in self.output_spaces:
+            if name not in SPACES:
+                raise UsageError(f"no output space '{name}'{nearest(name, SPACES)}")
+        if self.phase_sign not in ("auto", "+", "-"):
+            raise UsageError(f"phase sign must be 'auto', '+' or '-', not '{self.phase_sign}'")
+        if self.b0 is not None and not 0 < self.b0 < 30:
+            raise UsageError(f"B0 must be given in tesla, not {self.b0}")
+        if (self.reference == "region") != bool(self.reference_region):
+            raise UsageError("reference 'region' needs a region (an atlas label or a mask file), and only it takes one")
+
+    @property
+    def mask_file(self) -> str | None:
+        """The user's mask, where ``mask`` is a path."""
+        return self.mask if self.mask.endswith((".nii", ".nii.gz")) else None
+
+    @property
+    def mask_methods(self) -> tuple[str, ...]:
+        """The masking methods whose intersection is taken (none for a user's mask)."""
+        return () if self.mask_file else tuple(part.strip() for part in self.mask.split("&"))
+
+    @property
+    def methods(self) -> tuple[tuple[str, str], ...]:
+        """(stage, method) pairs of this recipe, in the order of the chain."""
+        pairs = []
+        for stage in registry.STAGES:
+            chosen = self.mask_methods if stage == "mask" else (getattr(self, stage),)
+            pairs += [(stage, name) for name in chosen if name != "none"]
+        return tuple(pairs)
+
+    def values(self, stage: str, name: str) -> dict[str, object]:
+        """All parameters of a method, defaults merged."""
+        return registry.find(stage, name).merged(self.parameters.get(name))
+
+    @property
+    def hash(self) -> str:
+        """Twelve hex digits over everything that changes numbers: methods, versions, merged parameters, content of files."""
+        content = {key: _content(value) for key, value in asdict(replace(self, name="", parameters={})).items()}
+        content["methods"] = [
+            [stage, name, registry.find(stage, name).version, self.values(stage, name)] for stage, name in self.methods
+        ]
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
+
+    def to_toml(self) -> str:
+        """The recipe as TOML, every parameter written out."""
+        content = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) not in (None, "")}
+        content["outputs"], content["output_spaces"] = list(self.outputs), list(self.output_spaces)
+        content["parameters"] = {name: self.values(stage, name) for stage, name in self.methods if self.values(stage, name)}
+        return tomli_w.dumps(content)
+
+    @classmethod
+    def from_mapping(cls, content: Mapping[str, object], where: str) -> Recipe:
+        """A recipe from parsed TOML; ``where`` names the source in error messages."""
+        known = {f.name for f in fields(cls)}
+        for key in content:
+            if key not in known:
+                raise UsageError(f"{where}: no setting '{key}'{nearest(key, known)}")
+        values = dict(content)
+        for key in ("outputs", "output_spaces"):
+            if key in values:
+                values[key] = tuple(values[key])
+        try:
+            return cls(**values)
+        except (UsageError, TypeError) as error:
+            raise UsageError(f"{where}: {error}") from error
+
+    @classmethod
+    def load(cls, name: str) -> Recipe:
+        """A recipe by the name of a packaged one, or from a TOML file."""
+        if name in RECIPES:
+            text, where = resources.files("qsmflow.data").joinpath(f"recipes/{name}.toml").read_text(), f"recipe {name}"
+        elif name.endswith(".toml"):
+            try:
+                text, where = Path(name).read_text(), name
+            except OSError as error:
+                raise UsageError(f"recipe file {name} cannot be read: {error.strerror}") from error
+        else:
+            raise UsageError(f"no recipe '{name}'{nearest(name, RECIPES)} (a recipe of your own is a file ending in .toml)")
+        try:
+            content = {"name": Path(name).stem} | tomllib.loads(text)
+        except tomllib.TOMLDecodeError as error:
+            raise UsageError(f"{where} is not valid TOML: {error}") from error
+        # What a run leaves in its logs is a recipe, with two tables about that run.
+        return cls.from_mapping({key: value for key, value in content.items() if key not in ("run", "execution")}, where)
+
+
+def _content(value: object) -> object:
+    """A value of a recipe as it is hashed: for a NIfTI file what it holds, not where it lies."""
+    if not (isinstance(value, str) and value.endswith((".nii", ".nii.gz"))):
+        return value
+    try:
+        return hashlib.sha256(Path(value).read_bytes()).hexdigest()
+    except OSError as error:
+        raise UsageError(f"{value} cannot be read: {error.strerror}") from error
+
+
+@dataclass(frozen=True)
+class Execution:
+    """Where and how a run happens; nothing here may change a number in the outputs."""
+
+    bids_dir: Path
+    output_dir: Path
+    work_dir: Path
+    participant_label: tuple[str, ...] = ()
+    session_label: tuple[str, ...] = ()
+    bids_filters: Mapping[str, object] = dataclass_field(default_factory=dict)
+    derivatives: tuple[Path, ...] = ()
+    nprocs: int = 1
+    omp_nthreads: int = 1
+    mem_gb: float | None = None
+    plugin_file: Path | None = None
+    stop_on_first_crash: bool = False
+    skip_bids_validation: bool = False
+    write_graph: bool = False
+    verbose: bool = False
+
+
+def read_plugin_file(path: Path) -> tuple[str, dict[str, object]]:
+    """The Nipype plugin that a YAML file asks for, and its arguments.
+
+    Raises
+    ------
+    UsageError
+        If the file cannot be read or does not say ``plugin: NAME`` (and, optionally, ``plugin_args:`` with a mapping).
+    """
+    import yaml  # only runs with a plugin file pay for it
+
+    try:
+        content = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise UsageError(f"plugin file {path} cannot be read: {error.strerror}") from error
+    except yaml.YAMLError as error:
+        raise UsageError(f"plugin file {path} is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict) or not isinstance(content.get("plugin"), str):
+        raise UsageError(f"plugin file {path} must say 'plugin: NAME', the name of a Nipype plugin such as SLURMGraph")
+    for key in content:
+        if key not in ("plugin", "plugin_args"):
+            raise UsageError(f"plugin file {path}: no setting '{key}'{nearest(key, ('plugin', 'plugin_args'))}")
+    arguments = content.get("plugin_args") or {}
+    if not isinstance(arguments, dict):
+        raise UsageError(f"plugin file {path}: 'plugin_args' must be a mapping")
+    return content["plugin"], arguments

@@ -1,0 +1,28 @@
+"""Dipole inversion."""
+
+from __future__ import annotations
+
+from nipype.interfaces.base import File, TraitedSpec, traits
+
+from qsmflow import registry
+from qsmflow.interfaces.base import StageInputSpec, StageInterface
+
+
+class _InvertFieldInputSpec(StageInputSpec):
+    algorithm = traits.Enum(*registry.names("inversion"), mandatory=True, desc="method of inversion")
+    local_field = File(exists=True, mandatory=True, desc="local field, ppm (X, Y, Z)")
+    mask = File(exists=True, mandatory=True, desc="where the local field is valid (X, Y, Z)")
+    field_error = File(exists=True, desc="standard deviation of the field, ppm (X, Y, Z)")
+    magnitude = File(exists=True, desc="magnitude of all echoes (X, Y, Z, E)")
+
+
+class _InvertFieldOutputSpec(TraitedSpec):
+    chi = File(exists=True, desc="susceptibility, ppm (X, Y, Z)")
+
+
+class InvertField(StageInterface):
+    """Compute the susceptibility from the local field."""
+
+    stage = "inversion"
+    input_spec = _InvertFieldInputSpec
+    output_spec = _InvertFieldOutputSpec

@@ -1,0 +1,143 @@
+"""Values of the maps in the regions of an atlas."""
+
+from __future__ import annotations
+
+import csv
+import math
+from pathlib import Path
+
+import numpy as np
+from nipype.interfaces.base import BaseInterfaceInputSpec, File, SimpleInterface, TraitedSpec, isdefined, traits
+
+from qsmflow.algorithms.regions import STATISTICS, region_statistics, region_voxels
+from qsmflow.bids.atlas import read_atlas
+from qsmflow.errors import UsageError, nearest
+from qsmflow.interfaces import images
+
+_WHAT = {
+    "chi": "susceptibility relative to the chosen reference, ppm",
+    "chi_brain": "susceptibility relative to the mean of the whole brain mask, ppm",
+    "r2star": "R2*, 1/s",
+}
+_HOW = {
+    "mean": "mean",
+    "sd": "standard deviation",
+    "median": "median",
+    "trimmed_mean": "mean without the lowest and the highest tenth",
+    "p05": "5th percentile",
+    "p95": "95th percentile",
+}
+
+
+class _TabulateRegionsInputSpec(BaseInterfaceInputSpec):
+    atlas = traits.Str(mandatory=True, desc="name or path of the atlas, for the names of its regions")
+    labels = File(exists=True, mandatory=True, desc="segmentation in the space of the maps (X, Y, Z)")
+    chi = File(exists=True, mandatory=True, desc="referenced susceptibility, ppm (X, Y, Z)")
+    mask = File(exists=True, mandatory=True, desc="where the susceptibility is known (X, Y, Z)")
+    r2star = File(exists=True, desc="R2*, 1/s (X, Y, Z)")
+
+
+class _TabulateRegionsOutputSpec(TraitedSpec):
+    table = File(exists=True, desc="one row per region")
+    dictionary = traits.Dict(desc="what the columns mean")
+    names = File(exists=True, desc="index and name of the regions")
+
+
+class TabulateRegions(SimpleInterface):
+    """Write the table of region values; voxels without a susceptibility are left out, regions without a voxel are kept."""
+
+    input_spec = _TabulateRegionsInputSpec
+    output_spec = _TabulateRegionsOutputSpec
+
+    def _run_interface(self, runtime):
+        folder, grid = Path(runtime.cwd), images.read_grid(self.inputs.chi)
+        labels = images.read(self.inputs.labels, np.int32)
+        mask, chi = images.read(self.inputs.mask, bool), images.read(self.inputs.chi)
+        maps = {"chi": chi.ravel(), "chi_brain": chi.ravel() - chi[mask].mean(dtype=np.float64)}
+        if isdefined(self.inputs.r2star):
+            maps["r2star"] = images.read(self.inputs.r2star).ravel()
+        regions = read_atlas(self.inputs.atlas).regions
+        rows = []
+        for index, voxels in region_voxels(labels, mask, list(regions)).items():
+            name, hemisphere = regions.get(index, (f"region{index}", "n/a"))
+            row = {"index": index, "name": name, "hemisphere": hemisphere, "n_voxels": voxels.size}
+            row["volume_mm3"] = voxels.size * math.prod(grid.voxel_size)
+            for key, values in maps.items():
+                row |= {f"{key}_{statistic}": value for statistic, value in region_statistics(values[voxels]).items()}
+            rows.append({key: _cell(value) for key, value in row.items()})
+        fixed = ["index", "name", "hemisphere", "n_voxels", "volume_mm3"]
+        columns = fixed + [f"{key}_{statistic}" for key in maps for statistic in STATISTICS]
+        self._results["table"] = _write_table(folder / "regions.tsv", columns, rows)
+        self._results["names"] = _write_table(folder / "names.tsv", ["index", "name"], rows)
+        self._results["dictionary"] = _dictionary(columns)
+        return runtime
+
+
+def _write_table(path: Path, columns: list[str], rows: list[dict]) -> str:
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, columns, delimiter="\t", lineterminator="\n", extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(rows)
+    return str(path)
+
+
+def _cell(value: object) -> object:
+    if isinstance(value, float):
+        return "n/a" if math.isnan(value) else f"{value:.6g}"
+    return value
+
+
+def _dictionary(columns: list[str]) -> dict[str, dict[str, str]]:
+    texts = {
+        "index": "label of the region in the segmentation",
+        "name": "name of the region",
+        "hemisphere": "L, R or n/a",
+        "n_voxels": "voxels of the region that have a susceptibility",
+        "volume_mm3": "their volume, mm^3",
+    }
+    for key, what in _WHAT.items():
+        texts |= {f"{key}_{statistic}": f"{how} of {what}" for statistic, how in _HOW.items()}
+    return {column: {"Description": texts[column]} for column in columns}
+
+
+class _PickRegionInputSpec(BaseInterfaceInputSpec):
+    region = traits.Str(mandatory=True, desc="name or index of a region, several with '+'; or path of a mask")
+    atlas = traits.Str(mandatory=True, desc="name or path of the atlas, for the names of its regions")
+    labels = File(exists=True, desc="segmentation in the space of the maps (X, Y, Z)")
+    like = File(exists=True, mandatory=True, desc="image on the wanted grid")
+
+
+class _PickRegionOutputSpec(TraitedSpec):
+    mask = File(exists=True, desc="the region (X, Y, Z)")
+
+
+class PickRegion(SimpleInterface):
+    """Make a mask of the region that serves as reference."""
+
+    input_spec = _PickRegionInputSpec
+    output_spec = _PickRegionOutputSpec
+
+    def _run_interface(self, runtime):
+        grid, region = images.read_grid(self.inputs.like), self.inputs.region
+        if region.endswith((".nii", ".nii.gz")):
+            if not images.read_grid(region).matches(grid):
+                raise ValueError(f"{region}: the reference region must lie on the grid of the gradient-echo images")
+            mask = images.read(region, bool)
+        else:
+            indices = _indices(region, read_atlas(self.inputs.atlas).regions)
+            mask = np.isin(images.read(self.inputs.labels, np.int32), indices)
+        self._results["mask"] = images.write(Path(runtime.cwd) / "region.nii", mask, grid)
+        return runtime
+
+
+def _indices(region: str, regions: dict[int, tuple[str, str]]) -> list[int]:
+    by_name = {name: index for index, (name, _) in regions.items()}
+    indices = []
+    for part in region.split("+"):
+        if part.isdigit():
+            indices.append(int(part))
+        elif part in by_name:
+            indices.append(by_name[part])
+        else:
+            raise UsageError(f"no region '{part}' in the atlas{nearest(part, by_name)}")
+    return indices

@@ -1,0 +1,304 @@
+"""The table: every method by stage, with its function, its citations and its methods sentence.
+
+A method is a plain function plus one row here. The function's *signature* owns parameter names, types and defaults, its
+*docstring* owns the help text; the row adds what a function cannot say. Everything that lists methods (command line,
+documentation, provenance, methods text, tests) reads this module and nothing else.
+
+How a signature is read:
+
+- positional parameters are arrays, taken by name from what the stage offers (:attr:`Stage.arrays`);
+- a keyword without a default is acquisition context (:data:`CONTEXT`);
+- a keyword with a default is a parameter that a user can set.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import re
+import typing
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
+
+from qsmflow.errors import UsageError, nearest
+
+#: What an acquisition can tell a method: keyword names without default, and what they are.
+CONTEXT = {
+    "voxel_size": "voxel size along the three array axes, mm",
+    "b0_dir": "unit vector of the main field in voxel axes",
+    "b0": "main field strength, T",
+    "echo_times": "echo times, s",
+}
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step of the chain: what its methods may take (``arrays``) and must give (``results``)."""
+
+    name: str
+    title: str
+    arrays: tuple[str, ...]
+    results: tuple[str, ...]
+    optional: bool = False
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One user-settable parameter of a method, as its signature and docstring describe it."""
+
+    name: str
+    type: type
+    default: object
+    help: str
+    choices: tuple | None = None
+
+    def check(self, value: object, method: str) -> object:
+        """Return ``value`` in the parameter's type, or raise :class:`UsageError` naming method and parameter."""
+        wanted = f"{method}: parameter '{self.name}' must be {self.type.__name__}, not {value!r}"
+        if self.type is bool:
+            if not isinstance(value, bool):
+                raise UsageError(wanted)
+            return value
+        if isinstance(value, bool):
+            raise UsageError(wanted)
+        try:
+            result = self.type(value)
+        except (TypeError, ValueError) as error:
+            raise UsageError(wanted) from error
+        if self.type is int and result != float(value):
+            raise UsageError(wanted)
+        if self.choices and result not in self.choices:
+            raise UsageError(f"{method}: parameter '{self.name}' must be one of {', '.join(map(str, self.choices))}, not {value!r}")
+        return result
+
+
+@dataclass(frozen=True)
+class Algorithm:
+    """One row of the table.
+
+    ``version`` is raised whenever the numbers of the method change, because cached results are keyed by inputs, not by code.
+    """
+
+    stage: str
+    name: str
+    function: str
+    citations: tuple[str, ...]
+    sentence: str
+    version: int = 1
+    experimental: bool = False
+
+    @property
+    def call(self) -> Callable:
+        """The function itself, imported on first use."""
+        module, _, name = self.function.partition(":")
+        return getattr(importlib.import_module(f"qsmflow.algorithms.{module}"), name)
+
+    @property
+    def arrays(self) -> tuple[str, ...]:
+        """Names of the arrays the method takes, in order."""
+        return tuple(p.name for p in _signature(self.call) if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD))
+
+    @property
+    def context(self) -> tuple[str, ...]:
+        """Names of the acquisition context the method needs."""
+        return tuple(p.name for p in _signature(self.call) if p.kind is p.KEYWORD_ONLY and p.default is p.empty)
+
+    @property
+    def parameters(self) -> dict[str, Parameter]:
+        """The user's parameters, in the order of the signature."""
+        return _parameters(self.call)
+
+    @property
+    def summary(self) -> str:
+        """The docstring's first line."""
+        return inspect.getdoc(self.call).split("\n", 1)[0]
+
+    def merged(self, values: Mapping[str, object] | None = None) -> dict[str, object]:
+        """All parameters with their values: ``values`` checked, defaults for the rest."""
+        known = self.parameters
+        for key in values or {}:
+            if key not in known:
+                raise UsageError(f"{self.name}: no parameter '{key}'{nearest(key, known)}")
+        return {key: p.check((values or {}).get(key, p.default), self.name) for key, p in known.items()}
+
+    def describe(self, values: Mapping[str, object] | None = None) -> str:
+        """The methods sentence with the actual values filled in."""
+        return self.sentence.format(**{k: _text(v) for k, v in self.merged(values).items()})
+
+
+STAGES = {
+    stage.name: stage
+    for stage in (
+        Stage("offset", "phase-offset removal", ("phase", "magnitude", "mask"), ("phase", "offset"), optional=True),
+        Stage("unwrap", "phase unwrapping", ("phase", "magnitude", "mask"), ("phase",)),
+        Stage("field", "field mapping", ("phase", "magnitude", "mask"), ("total_field", "field_error", "residual")),
+        Stage("relaxometry", "relaxometry", ("magnitude", "mask"), ("r2star", "t2star", "s0")),
+        Stage("mask", "masking", ("magnitude", "quality", "prior"), ("mask",)),
+        Stage("background", "background field removal", ("total_field", "mask", "field_error"), ("local_field", "mask")),
+        Stage("inversion", "dipole inversion", ("local_field", "mask", "field_error", "magnitude"), ("chi",)),
+        Stage("reference", "referencing", ("chi", "mask", "r2star", "region"), ("chi", "shift"), optional=True),
+    )
+}
+
+ALGORITHMS = (
+    Algorithm(
+        "offset", "mcpc3ds", "coils:mcpc3ds", ("eckstein2018",),
+        "Echo-independent phase offsets were estimated from the first two echoes by MCPC-3D-S, smoothed with a Gaussian of"
+        " {sigma} mm and removed.",
+    ),
+    Algorithm(
+        "unwrap", "romeo", "unwrap.romeo:romeo", ("dymerska2021",),
+        "Phase was unwrapped with ROMEO ({mode} mode, weights {weights}).",
+    ),
+    Algorithm(
+        "unwrap", "laplacian", "unwrap.laplacian:laplacian", ("schofield2003",),
+        "Phase was unwrapped echo by echo with the Fourier-based Laplacian method (zero padding of {pad} voxels).",
+    ),
+    Algorithm(
+        "unwrap", "temporal", "unwrap.temporal:temporal", ("itoh1982",),
+        "Phase was unwrapped voxel by voxel along the echoes by prediction from the preceding echoes.",
+    ),
+    Algorithm(
+        "field", "wls", "field:weighted_least_squares", ("robinson2017",),
+        "The total field was fitted to the unwrapped phase by least squares weighted with the squared magnitude"
+        " (intercept: {intercept}).",
+    ),
+    Algorithm(
+        "relaxometry", "arlo", "relaxometry:arlo", ("pei2015",),
+        "R2* was computed by auto-regression on linear operations (ARLO) from the signal power pooled over {fwhm} voxels, without"
+        " echoes after a loss of signal ({dropout} standard deviations).",
+    ),
+    Algorithm(
+        "relaxometry", "nonlinear", "relaxometry:nonlinear", ("golub2003",),
+        "R2* was fitted by nonlinear least squares with variable projection (at most {iterations} Newton steps) to the signal"
+        " power pooled over {fwhm} voxels, without echoes after a loss of signal ({dropout} standard deviations).",
+    ),
+    Algorithm(
+        "mask", "template", "masking:from_template", ("avants2011", "fonov2011"),
+        "The brain was extracted by an affine registration of the magnitude to the ICBM 152 2009c template with ANTs, closed with"
+        " a sphere of {close} mm.",
+    ),
+    Algorithm(
+        "mask", "threshold", "masking:threshold", ("otsu1979",),
+        "Tissue was separated from air by Otsu's threshold on the magnitude, multiplied by {factor}, smoothed over {smooth} mm.",
+    ),
+    Algorithm(
+        "mask", "quality", "masking:from_quality", ("dymerska2021", "stewart2022"),
+        "Voxels with unreliable phase (ROMEO quality below {threshold}) were excluded and holes smaller than {fill} mm closed.",
+    ),
+    Algorithm(
+        "background", "vsharp", "background.vsharp:vsharp", ("wu2012", "li2011"),
+        "The background field was removed by V-SHARP with radii from {max_radius} to {min_radius} mm and a deconvolution"
+        " threshold of {threshold}.",
+    ),
+    Algorithm(
+        "background", "resharp", "background.resharp:resharp", ("sun2014",),
+        "The background field was removed by RESHARP with a radius of {radius} mm and a Tikhonov weight of {lambda_}.",
+    ),
+    Algorithm(
+        "background", "pdf", "background.pdf:pdf", ("liu2011pdf",),
+        "The background field was removed by projection onto dipole fields (PDF; at most {iterations} iterations, tolerance"
+        " {tolerance}).",
+    ),
+    Algorithm(
+        "inversion", "tkd", "inversion.direct:tkd", ("shmueli2009",),
+        "Susceptibility was computed by thresholded k-space division (threshold {threshold}).",
+    ),
+    Algorithm(
+        "inversion", "tikhonov", "inversion.direct:tikhonov", ("bilgic2014l2",),
+        "Susceptibility was computed by closed-form inversion with an L2 penalty ({penalty}, weight {lambda_}).",
+    ),
+    Algorithm(
+        "inversion", "tv", "inversion.tv:tv", ("bilgic2014tv",),
+        "Susceptibility was computed by total-variation regularised inversion (weight {lambda_}, ADMM, at most {iterations}"
+        " iterations).",
+    ),
+    Algorithm(
+        "reference", "brain", "reference:brain", ("bilgic2024",),
+        "Susceptibility is given relative to the mean of the whole brain mask.",
+    ),
+    Algorithm(
+        "reference", "csf", "reference:csf", ("straub2017", "liu2018"),
+        "Susceptibility is given relative to ventricular cerebrospinal fluid (R2* below {max_r2star} 1/s within {radius} mm of the"
+        " brain's centre).",
+    ),
+    Algorithm(
+        "reference", "region", "reference:region", ("bilgic2024",),
+        "Susceptibility is given relative to the mean of the chosen region.",
+    ),
+)
+
+_TABLE = {(row.stage, row.name): row for row in ALGORITHMS}
+
+
+def names(stage: str) -> tuple[str, ...]:
+    """Names of the methods of a stage, in the order of the table."""
+    return tuple(row.name for row in ALGORITHMS if row.stage == stage)
+
+
+def find(stage: str, name: str) -> Algorithm:
+    """The row of a method.
+
+    Raises
+    ------
+    UsageError
+        If the stage has no such method; the message gives the nearest known name.
+
+    Examples
+    --------
+    >>> find("inversion", "tkd").merged()
+    {'threshold': 0.15, 'correct': False}
+    """
+    try:
+        return _TABLE[stage, name]
+    except KeyError:
+        raise UsageError(f"{STAGES[stage].title}: no method '{name}'{nearest(name, names(stage))}") from None
+
+
+def apply(stage: str, name: str, *, arrays: Mapping, context: Mapping, parameters: Mapping) -> dict[str, object]:
+    """Call a method with what its signature asks for; return its results by the stage's names."""
+    row = find(stage, name)
+    missing = [key for key in row.arrays if arrays.get(key) is None]
+    if missing:
+        raise ValueError(f"{name} needs {', '.join(missing)}")
+    result = row.call(
+        *(arrays[key] for key in row.arrays), **{key: context[key] for key in row.context}, **row.merged(parameters)
+    )
+    wanted = STAGES[stage].results
+    return dict(zip(wanted, result if len(wanted) > 1 else (result,), strict=True))
+
+
+def _text(value: object) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _signature(function: Callable):
+    return inspect.signature(function).parameters.values()
+
+
+@cache
+def _parameters(function: Callable) -> dict[str, Parameter]:
+    hints, texts = typing.get_type_hints(function), _parameter_docs(function)
+    result = {}
+    for p in _signature(function):
+        if p.kind is p.KEYWORD_ONLY and p.default is not p.empty:
+            hint, choices = hints[p.name], None
+            if typing.get_origin(hint) is typing.Literal:
+                choices = typing.get_args(hint)
+                hint = type(choices[0])
+            result[p.name] = Parameter(p.name, hint, p.default, texts[p.name], choices)
+    return result
+
+
+def _parameter_docs(function: Callable) -> dict[str, str]:
+    """Descriptions of the parameters, read from the numpydoc section of the docstring."""
+    match = re.search(r"\nParameters\n-+\n(.*?)(?=\n\w[^\n]*\n-+\n|\Z)", inspect.getdoc(function), re.S)
+    texts: dict[str, str] = {}
+    for block in re.split(r"\n(?=\S)", match.group(1).strip("\n")) if match else ():
+        head, _, body = block.partition("\n")
+        for name in head.split(" : ")[0].split(","):
+            texts[name.strip()] = " ".join(body.split())
+    return texts

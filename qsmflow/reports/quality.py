@@ -1,0 +1,271 @@
+"""What the quality metrics mean: the one table behind the page's values, its flags and the group's outliers.
+
+A limit is where a reader should look, not where a scan fails; every flag says what to do.
+"""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+
+#: Works that the plausible ranges lean on; the ranges themselves are in ``plausible_chi.tsv``.
+RANGE_SOURCES = ("treit2021", "li2021")
+
+#: Slack around a plausible range, ppm: the reference moves all values by up to this much.
+SLACK = 0.02
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One metric: key in ``desc-qc_stats.json``, unit, where good values lie and what to do about others.
+
+    ``key`` may end in ``*`` for one value per echo (``snr_echo1``, ``snr_echo2``, …). ``good`` says the direction in words;
+    a value below ``low`` or above ``high`` is flagged, by itself or (``alone`` false) only together with others.
+    """
+
+    key: str
+    title: str
+    unit: str
+    good: str
+    meaning: str
+    low: float | None = None
+    high: float | None = None
+    remedy: str = ""
+    digits: int = 2
+    alone: bool = True
+
+    def flagged(self, value: float) -> bool:
+        """Whether a value lies outside the limits."""
+        return (self.low is not None and value < self.low) or (self.high is not None and value > self.high)
+
+    @property
+    def limit(self) -> str:
+        """The limits in words."""
+        low, high = (None if v is None else f"{v:g}" for v in (self.low, self.high))
+        if low and high:
+            return f"{low} to {high}"
+        return f"at least {low}" if low else f"at most {high}" if high else ""
+
+
+METRICS = (
+    Metric(
+        "snr_*", "Signal-to-noise ratio", "", "higher", "Median magnitude in the mask over the noise, for every echo.", low=5,
+        remedy="look at the magnitude of this echo; fewer or shorter echoes, or larger voxels, give more signal", digits=0,
+    ),
+    Metric(
+        "residues_*", "Phase residues", "per 1000 voxels", "lower",
+        "Points around which the phase cannot be unwrapped consistently, for every echo.", high=60, digits=1,
+        remedy="look at the wrapped phase for fringe lines that end inside the brain; they come from the coil combination",
+    ),
+    Metric(
+        "fit_residual", "Misfit over the echoes", "rad", "lower",
+        "Median deviation of the unwrapped phase from a straight line over the echoes.", high=0.4,
+        remedy="look at the unwrapped phase for errors, and at the echo times; a bipolar readout or motion also bends the line",
+    ),
+    Metric(
+        "field_range", "Range of the field", "ppm", "lower", "1st to 99th percentile of the total field in the mask.", high=3,
+        remedy="the shim was poor or the phase is wrongly unwrapped; look at the total field",
+    ),
+    Metric(
+        "mask_volume", "Volume of the mask", "ml", "800 to 2000 in adults", "Volume in which susceptibility is given.",
+        low=800, high=2000, remedy="look at the mask outline; a scan of part of the brain is smaller by itself", digits=0,
+    ),
+    Metric(
+        "coverage", "Coverage", "", "near 1", "Share of the brain mask in which susceptibility is given.", low=0.75,
+        remedy="look at the mask outline: lower the phase-quality threshold, or choose a background method that keeps the edge",
+    ),
+    Metric(
+        "rim_local", "Rim of the local field", "", "near 1", "Spread in the outer 3 mm relative to the interior.", high=2.5,
+        remedy="background field is left at the edge: a tighter mask or another background method helps",
+    ),
+    Metric(
+        "rim_chi", "Rim of the susceptibility", "", "near 1", "Spread in the outer 3 mm relative to the interior.", high=2.5,
+        remedy="look at the edge of the map: a tighter mask or another background method helps",
+    ),
+    Metric(
+        "streaks", "Streaks", "", "near 1", "Spectral power on the dipole's zero cone relative to the power beside it.", high=2,
+        remedy="raise the regularisation of the inversion, or choose a regularised method",
+    ),
+    Metric(
+        "forward_fit", "Unexplained local field", "", "lower", "Part of the local field that the map does not reproduce.",
+        high=0.8, remedy="the inversion is over-regularised or the local field holds errors",
+    ),
+    Metric(
+        "reference_mean", "Reference region, mean", "ppm", "near 0",
+        "Mean of the reference region relative to the whole brain.", low=-0.06, high=0.06, digits=4,
+        remedy="look where the reference region lies; values relative to the whole brain are in the table too",
+    ),
+    Metric(
+        "reference_sd", "Reference region, spread", "ppm", "lower", "Standard deviation in the reference region.", high=0.04,
+        remedy="the reference region is small or mixed; use the values relative to the whole brain", digits=4,
+    ),
+    Metric(
+        "tail_asymmetry", "Polarity: tails", "", "positive",
+        "Whether strong sources inside the brain are paramagnetic (−1 to 1).", low=0, alone=False,
+    ),
+    Metric(
+        "iron_contrast", "Polarity: high R2*", "ppm", "positive",
+        "Susceptibility where R2* is high, relative to the brain's median.", low=0, alone=False, digits=4,
+    ),
+    Metric(
+        "nuclei_contrast", "Polarity: nuclei", "ppm", "positive", "Iron-rich nuclei minus their surroundings.",
+        low=0, alone=False, digits=4,
+    ),
+    Metric(
+        "regions_plausible", "Plausible regions", "", "near 1",
+        f"Share of the regions with a known range whose mean lies in it, give or take {SLACK} ppm.", low=0.7,
+        remedy="look at the regions and at the atlas outline; age, disease and the reference also move these values",
+    ),
+    Metric(
+        "left_right", "Left-right difference", "ppm", "lower",
+        "Largest difference between the two sides of a nucleus with a known range.", high=0.05, digits=4,
+        remedy="look at the atlas outline on both sides and for one-sided artefacts",
+    ),
+)  # fmt: skip
+
+_INVERTED = {
+    "what": "susceptibility looks inverted: deep nuclei and veins come out diamagnetic",
+    "remedy": "run again with the other --phase-sign; vendors differ in the sign of the phase",
+}
+
+
+def metric(key: str) -> Metric | None:
+    """The row of a metric by its key in the JSON file; None for a key that the table does not know.
+
+    Examples
+    --------
+    >>> metric("snr_echo3").title
+    'Signal-to-noise ratio'
+    """
+    return next((row for row in METRICS if row.key == key or (row.key[-1] == "*" and key.startswith(row.key[:-1]))), None)
+
+
+def warnings(metrics: Mapping[str, float | None]) -> list[dict[str, str]]:
+    """What in the metrics needs a look, with what to do.
+
+    Parameters
+    ----------
+    metrics : mapping
+        Value by key; None where a value could not be formed.
+
+    Returns
+    -------
+    list of {"what", "remedy"}
+
+    Examples
+    --------
+    >>> warnings({"coverage": 0.5})[0]["what"]
+    'coverage is 0.50 (expected: at least 0.75)'
+    """
+    found = []
+    for key, value in metrics.items():
+        row = metric(key)
+        if row and row.alone and value is not None and row.flagged(value):
+            echo = re.search(r"_echo(\d+)$", key)
+            where = f" of echo {echo[1]}" if echo else ""
+            unit = f" {row.unit}" if row.unit else ""
+            title = row.title[0].lower() + row.title[1:]
+            what = f"{title}{where} is {value:.{row.digits}f}{unit} (expected: {row.limit})"
+            found.append({"what": what, "remedy": row.remedy})
+    # The sign of the phase: the majority of the metrics that have one decides.
+    votes = [metrics[row.key] for row in METRICS if not row.alone and metrics.get(row.key) is not None]
+    if votes and sum(value < 0 for value in votes) * 2 > len(votes):
+        found.insert(0, _INVERTED)
+    return found
+
+
+@dataclass(frozen=True)
+class Plausible:
+    """A structure and its plausible range of susceptibility in adults, ppm."""
+
+    structure: str
+    low: float
+    high: float
+
+    def holds(self, value: float) -> bool:
+        """Whether a value lies in the range, give or take :data:`SLACK`."""
+        return self.low - SLACK <= value <= self.high + SLACK
+
+
+def plausible(region: str) -> Plausible | None:
+    """The plausible range of a region by its name in an atlas; None when none is known.
+
+    Examples
+    --------
+    >>> plausible("Pu_L")
+    Plausible(structure='Putamen', low=0.03, high=0.11)
+    >>> plausible("Left-Caudate").structure
+    'Caudate'
+    """
+    return _ranges().get(_stem(region))
+
+
+def structure(region: str) -> str:
+    """A region's name in words, without its side.
+
+    Examples
+    --------
+    >>> structure("GPe_R"), structure("left-claustrum"), structure("region7")
+    ('Globus pallidus externus', 'claustrum', 'region7')
+    """
+    known = plausible(region)
+    return _long_names().get(_stem(region)) or (known.structure if known else "") or " ".join(_words(region))
+
+
+def region_metrics(regions: Sequence[Mapping[str, object]]) -> dict[str, float]:
+    """``regions_plausible`` and ``left_right`` from the means of regions, relative to the whole brain.
+
+    Parameters
+    ----------
+    regions : sequence of mapping
+        ``name``, ``hemisphere`` and ``mean`` (ppm) of every region.
+
+    Returns
+    -------
+    dict
+        Empty when no region has a known range.
+    """
+    known = [(plausible(str(region["name"])), region) for region in regions]
+    known = [(row, region) for row, region in known if row]
+    if not known:
+        return {}
+    result = {"regions_plausible": sum(row.holds(float(region["mean"])) for row, region in known) / len(known)}
+    sides: dict[str, dict[str, float]] = {}
+    for _, region in known:
+        sides.setdefault(_stem(str(region["name"])), {})[str(region["hemisphere"])] = float(region["mean"])
+    pairs = [abs(side["L"] - side["R"]) for side in sides.values() if {"L", "R"} <= set(side)]
+    return result | ({"left_right": max(pairs)} if pairs else {})
+
+
+@cache
+def _long_names() -> dict[str, str]:
+    """Names in words of the regions of the packaged atlases."""
+    tables = sorted(
+        path for path in resources.files("qsmflow.data").joinpath("atlas").iterdir() if path.name.endswith("_dseg.tsv")
+    )
+    rows = [row for table in tables for row in csv.DictReader(table.read_text().splitlines(), delimiter="\t")]
+    return {_stem(row["name"]): row["longname"].split(",")[0] for row in rows}
+
+
+@cache
+def _ranges() -> dict[str, Plausible]:
+    text = resources.files("qsmflow.data").joinpath("plausible_chi.tsv").read_text()
+    rows = csv.DictReader(text.splitlines(), delimiter="\t")
+    return {
+        _stem(name): Plausible(row["structure"], float(row["low"]), float(row["high"]))
+        for row in rows
+        for name in row["names"].split(",")
+    }
+
+
+def _stem(name: str) -> str:
+    """A region's name without its side, in small letters and without separators."""
+    return "".join(_words(name)).lower()
+
+
+def _words(name: str) -> list[str]:
+    return [word for word in re.split(r"[-_ .]+", name) if word.lower() not in ("l", "r", "left", "right", "lh", "rh")]

@@ -1,0 +1,292 @@
+"""The whole graph, and the only reader of the configuration: everything below gets its settings by argument."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import astuple
+
+from nipype.interfaces.utility import IdentityInterface
+from nipype.pipeline.engine import Node, Workflow
+
+from qsmflow.algorithms.units import hz_per_ppm
+from qsmflow.bids.atlas import template_file
+from qsmflow.bids.inputs import Acquisition
+from qsmflow.bids.outputs import bids_uri, dataset_roots
+from qsmflow.config import Execution, Recipe
+from qsmflow.interfaces.field import TakeField
+from qsmflow.interfaces.inputs import LoadAcquisition
+from qsmflow.interfaces.magnitude import CombineMagnitude
+from qsmflow.interfaces.regions import PickRegion, TabulateRegions
+from qsmflow.interfaces.registration import Warp
+from qsmflow.interfaces.relaxometry import MapRelaxation
+from qsmflow.interfaces.reports import AcquisitionReport
+from qsmflow.workflows.failures import acquisition_workflow_name
+from qsmflow.workflows.field import init_field_wf
+from qsmflow.workflows.inversion import init_inversion_wf
+from qsmflow.workflows.masking import init_mask_wf
+from qsmflow.workflows.nodes import make_node, method_node
+from qsmflow.workflows.outputs import init_outputs_wf
+from qsmflow.workflows.plan import Plan, plan_acquisition
+from qsmflow.workflows.regions import init_anatomy_wf, init_labels_wf, init_registration_wf
+
+_TRANSFORMS = ("forward", "forward_flags", "inverse", "inverse_flags")
+
+
+def init_qsmflow_wf(acquisitions: Sequence[Acquisition], recipe: Recipe, execution: Execution) -> Workflow:
+    """The graph of a run: one sub-workflow per acquisition, and one per T1-weighted image that they share.
+
+    Parameters
+    ----------
+    acquisitions : sequence of Acquisition
+        What to process.
+    recipe : Recipe
+        What to compute; adapted to each acquisition by :func:`qsmflow.workflows.plan.plan_acquisition`.
+    execution : Execution
+        Folders and cores.
+
+    Returns
+    -------
+    Workflow
+        Not run; its ``base_dir`` is not set.
+    """
+    workflow = Workflow(name="qsmflow_wf")
+    anatomies: dict[str, Workflow] = {}
+    for acquisition in acquisitions:
+        plan = plan_acquisition(acquisition, recipe, execution)
+        single = init_acquisition_wf(plan, execution)
+        workflow.add_nodes([single])
+        if plan.regions == "t1w" or "T1w" in plan.warped_spaces:
+            t1w = acquisition.t1w
+            if t1w not in anatomies:
+                stem = t1w.rpartition("/")[2].partition(".")[0]
+                anatomies[t1w] = init_anatomy_wf(t1w, name="t1w_" + re.sub(r"\W", "_", stem))
+            names = ["t1w", ("mask", "t1w_mask"), *_TRANSFORMS]
+            pairs = [(n if isinstance(n, tuple) else (n, n)) for n in names]
+            workflow.connect([
+                (anatomies[t1w], single, [(f"outputnode.{a}", f"registration_wf.inputnode.{b}") for a, b in pairs]),
+            ])  # fmt: skip
+    return workflow
+
+
+def init_acquisition_wf(plan: Plan, execution: Execution) -> Workflow:
+    """The graph of one acquisition.
+
+    Parameters
+    ----------
+    plan : Plan
+        The acquisition and what to do with it.
+    execution : Execution
+        Folders and cores.
+
+    Returns
+    -------
+    Workflow
+        Everything passes through one node of fields, ``results``: stages feed it, outputs and the report read it. With
+        registration through a T1w, ``registration_wf.inputnode`` waits for the outputs of
+        :func:`qsmflow.workflows.regions.init_anatomy_wf`.
+    """
+    graph = _Acquisition(plan, execution)
+    graph.load()
+    graph.mask()
+    graph.relaxometry()
+    graph.field()
+    graph.regions()
+    graph.susceptibility()
+    graph.table()
+    graph.report()
+    graph.save()
+    return graph.workflow
+
+
+class _Acquisition:
+    """Builds the graph of one acquisition stage by stage; :attr:`have` maps what exists so far to where it comes from."""
+
+    def __init__(self, plan: Plan, execution: Execution):
+        self.plan, self.execution = plan, execution
+        self.workflow = Workflow(name=acquisition_workflow_name(plan.acquisition.name))
+        self.echo_times = list(plan.acquisition.echo_times)
+        self.needs = {"voxels": plan.voxels, "threads": min(execution.omp_nthreads, execution.nprocs)}
+        self.have: dict[str, tuple[Node | Workflow, str]] = {}
+
+    def feed(self, target: Node | Workflow, **fields: str) -> None:
+        """Connect fields of a node (``inputnode`` of a workflow) to what exists under the given names; others are left out."""
+        prefix = "inputnode." if isinstance(target, Workflow) else ""
+        for field, name in fields.items():
+            if name in self.have:
+                source, output = self.have[name]
+                self.workflow.connect(source, output, target, prefix + field)
+
+    def gain(self, source: Node | Workflow, **names: str) -> None:
+        """Note that outputs of a node (``outputnode`` of a workflow) exist now: ``name=output``."""
+        prefix = "outputnode." if isinstance(source, Workflow) else ""
+        self.have |= {name: (source, prefix + output) for name, output in names.items()}
+
+    def load(self) -> None:
+        acquisition = self.plan.acquisition
+        parts = {part: [astuple(v) for v in getattr(acquisition, part)] for part in ("magnitude", "phase", "real", "imag")}
+        load = LoadAcquisition(**parts, phase_units=acquisition.phase_units, phase_sign=self.plan.recipe.phase_sign)
+        node = make_node(load, "load", volumes=2 * len(self.echo_times) + 6, voxels=self.plan.voxels)
+        self.workflow.add_nodes([node])
+        self.gain(node, magnitude="magnitude", loaded="report", **({"phase": "phase"} if self.plan.has_phase else {}))
+        combine = make_node(CombineMagnitude(), "combine_magnitude", volumes=len(self.echo_times) + 3, voxels=self.plan.voxels)
+        self.feed(combine, magnitude="magnitude")
+        self.gain(combine, combined="combined")
+
+    def mask(self) -> None:
+        plan = self.plan
+        given = plan.recipe.mask_file or plan.given.get("brain_mask")
+        mask = init_mask_wf(
+            plan.mask_methods, given, echo_times=self.echo_times, has_phase=plan.has_phase, voxels=plan.voxels
+        )
+        self.feed(mask, magnitude="magnitude", **({"phase": "phase"} if plan.has_phase else {}))
+        self.gain(mask, mask="mask", brain="brain", mask_notices="notices")
+        if plan.has_phase:
+            self.gain(mask, quality="quality")
+
+    def relaxometry(self) -> None:
+        if self.plan.runs("relaxometry"):
+            method = self.plan.method("relaxometry")
+            node = method_node(MapRelaxation, "relaxometry", method, volumes=2 * len(self.echo_times) + 8, **self.needs)
+            node.inputs.echo_times = self.echo_times
+            self.feed(node, magnitude="magnitude", mask="brain")
+            self.gain(node, r2star="r2star", t2star="t2star", s0="s0")
+
+    def field(self) -> None:
+        plan = self.plan
+        if not plan.runs("inversion"):
+            return
+        for name in ("local_field", "total_field"):
+            if name in plan.given:
+                given = TakeField(in_file=plan.given[name], b0=plan.acquisition.b0)
+                take = make_node(given, "take_field", volumes=6, voxels=plan.voxels)
+                self.feed(take, like="combined")
+                self.gain(take, **{name: "field"}, field_error="field_error")
+                return
+        offset = plan.method("offset") if plan.runs("offset") else None
+        field = init_field_wf(
+            offset, plan.method("unwrap"), plan.method("field"), echo_times=self.echo_times, b0=plan.acquisition.b0, **self.needs
+        )
+        self.feed(field, phase="phase", magnitude="magnitude", mask="mask")
+        self.gain(field, unwrapped="unwrapped", total_field="total_field", field_error="field_error", residual="residual")
+
+    def regions(self) -> None:
+        plan = self.plan
+        through = "t1w" if "T1w" in plan.warped_spaces else plan.regions
+        if through in ("t1w", "magnitude"):
+            registration = init_registration_wf(through)
+            self.feed(registration, magnitude="magnitude", mask="brain")
+            names = (*_TRANSFORMS, *(f"t1w_{name}" for name in _TRANSFORMS if through == "t1w"))
+            self.gain(registration, **{name: name for name in names})
+        if plan.regions:
+            labels = init_labels_wf(plan.atlas, plan.given.get("labels", plan.atlas.labels), plan.regions, voxels=plan.voxels)
+            prefix = "t1w_" if plan.atlas.space == "T1w" else ""
+            self.feed(labels, **({} if plan.regions == "native" else {"magnitude": "combined"}))
+            self.feed(labels, **{f"{prefix}{n}": f"{prefix}{n}" for n in ("inverse", "inverse_flags") if plan.regions != "native"})
+            self.gain(labels, labels="labels")
+
+    def susceptibility(self) -> None:
+        plan = self.plan
+        if not plan.runs("inversion"):
+            return
+        if plan.recipe.reference_region and plan.runs("reference"):
+            pick = PickRegion(region=plan.recipe.reference_region, atlas=plan.recipe.atlas)
+            node = make_node(pick, "reference_region", volumes=3, voxels=plan.voxels)
+            self.feed(node, labels="labels", like="combined")
+            self.gain(node, region="mask")
+        background = plan.method("background") if plan.runs("background") else None
+        chain = init_inversion_wf(
+            background, plan.method("inversion"), plan.method("reference") if plan.runs("reference") else None,
+            echoes=len(self.echo_times), **self.needs,
+        )  # fmt: skip
+        field = "total_field" if background else "local_field"
+        self.feed(chain, field=field, field_error="field_error", magnitude="magnitude", mask="mask", region="region")
+        if plan.runs("relaxometry"):
+            self.feed(chain, r2star="r2star")
+        self.gain(chain, local_field="local_field", chi="chi", qsm_mask="mask")
+        if plan.runs("reference"):
+            self.gain(chain, shift="shift")
+
+    def table(self) -> None:
+        if "labels" in self.have and "chi" in self.have:
+            node = make_node(TabulateRegions(atlas=self.plan.recipe.atlas), "tabulate", volumes=8, voxels=self.plan.voxels)
+            self.feed(node, labels="labels", chi="chi", mask="qsm_mask", r2star="r2star")
+            self.gain(node, regions="table", region_dictionary="dictionary", region_names="names")
+
+    def report(self) -> None:
+        plan, acquisition = self.plan, self.plan.acquisition
+        datasets = dataset_roots(self.execution.bids_dir, self.execution.derivatives)
+        report = AcquisitionReport(
+            name=acquisition.name,
+            echo_times=self.echo_times,
+            b0=acquisition.b0,
+            metadata=dict(acquisition.metadata),
+            sources=[bids_uri(path, datasets) for path in acquisition.sources],
+            notices=[*acquisition.notices, *plan.notices],
+            recipe=plan.recipe.to_toml(),
+            skipped=dict(plan.skipped),
+            registration=plan.regions,
+            phase_reversed=plan.recipe.phase_sign == "-",
+        )
+        node = make_node(report, "report", volumes=3 * len(self.echo_times) + 30, voxels=plan.voxels)
+        same = (
+            "magnitude", "phase", "unwrapped", "quality", "total_field", "local_field", "field_error", "residual", "chi", "r2star",
+            "labels", "regions", "loaded", "mask_notices",
+        )  # fmt: skip
+        mask = "qsm_mask" if "qsm_mask" in self.have else "mask"
+        names = {name: name for name in same} | {"brain_mask": "brain", "mask": mask, "label_table": "region_names"}
+        self.feed(node, **names, reference_region="region")
+        self.gain(node, quality_file="quality_file", figures="figures")
+
+    def save(self) -> None:
+        plan, products = self.plan, self._products()
+        datasets = dataset_roots(self.execution.bids_dir, self.execution.derivatives)
+        measured = tuple(name for name, what in (("chi", "shift"), ("region_table", "regions")) if what in self.have)
+        outputs = init_outputs_wf(
+            plan, {key: settings for key, (_, settings) in products.items()},
+            output_dir=self.execution.output_dir, datasets=datasets, measured=measured,
+        )  # fmt: skip
+        self.feed(outputs, **{key.partition(":")[0]: source for key, (source, _) in products.items()})
+        if "chi" in measured:
+            source, field = self.have["shift"]
+            self.workflow.connect([(source, outputs, [((field, _reference_metadata), "inputnode.chi_measured")])])
+        self.feed(outputs, region_table_measured="region_dictionary", figures="figures")
+
+    def _products(self) -> dict[str, tuple[str, dict]]:
+        """What to save: product, from which field of :attr:`have`, with which settings."""
+        plan = self.plan
+        wanted = {"combined": "combined", "brain_mask": "brain", "quality": "quality_file"}
+        if "r2star" in plan.recipe.outputs:
+            wanted |= {"r2star": "r2star", "t2star": "t2star", "s0": "s0"}
+        wanted |= {"chi": "chi", "qsm_mask": "qsm_mask", "total_field": "total_field", "local_field": "local_field"}
+        wanted |= {"labels": "labels", "labels_table": "region_names", "region_table": "regions"}
+        products = {product: (source, {}) for product, source in wanted.items() if source in self.have}
+        if "chi" in self.have:
+            products["field_magnitude"] = ("combined", {})
+            for product in ("total_field", "local_field"):
+                if product in products:
+                    products[product][1]["scale"] = hz_per_ppm(b0=plan.acquisition.b0)
+        if "unwrapped" in self.have:
+            for echo in range(len(self.echo_times)):
+                extra = {"echo": str(echo + 1)}
+                products[f"unwrapped:{echo + 1}"] = ("unwrapped", {"volume": echo, "extra": extra})
+        for product in ("labels", "labels_table", "region_table"):
+            if product in products:
+                products[product][1]["extra"] = {"atlas": plan.atlas.name}
+        for space in plan.warped_spaces:
+            products |= self._warp(space)
+        return products
+
+    def _warp(self, space: str) -> dict[str, tuple[str, dict]]:
+        """Resample the susceptibility to another space; the product to save."""
+        plan = self.plan
+        name, prefix, product = ("t1w", "t1w_", "chi_t1w") if space == "T1w" else ("template", "", "chi_template")
+        reference = plan.acquisition.t1w if space == "T1w" else template_file("brain")
+        node = make_node(Warp(reference=reference, labels=False), f"chi_to_{name}", volumes=12, voxels=8_500_000)
+        self.feed(node, in_file="chi", transforms=f"{prefix}forward", flags=f"{prefix}forward_flags")
+        self.gain(node, **{product: "out_file"})
+        return {product: (product, {})}
+
+
+def _reference_metadata(shift):
+    return {"ReferenceShift": shift}

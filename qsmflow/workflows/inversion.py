@@ -1,0 +1,77 @@
+"""From the total field to referenced susceptibility."""
+
+from __future__ import annotations
+
+from nipype.interfaces.utility import IdentityInterface
+from nipype.pipeline.engine import Node, Workflow
+
+from qsmflow.interfaces.background import RemoveBackground
+from qsmflow.interfaces.inversion import InvertField
+from qsmflow.interfaces.reference import Reference
+from qsmflow.workflows.nodes import method_node
+from qsmflow.workflows.plan import Method
+
+
+def init_inversion_wf(
+    background: Method | None, inversion: Method, reference: Method | None, *, echoes: int, voxels: int, threads: int
+) -> Workflow:
+    """Remove the background field, invert the dipole, set the reference.
+
+    Parameters
+    ----------
+    background : Method or None
+        Background removal; None takes the field as local already.
+    inversion : Method
+        Dipole inversion.
+    reference : Method or None
+        Referencing; None leaves the inversion's constant.
+    echoes, voxels, threads : int
+        Number of echoes; voxels of one volume; cores of a node.
+
+    Inputs
+    ------
+    field, field_error, magnitude, mask : file
+        Total (or, without ``background``, local) field and its standard deviation, ppm; magnitude of all echoes; where the
+        field is known.
+    r2star, region : file
+        R2* and the reference region, for references that need them.
+
+    Outputs
+    -------
+    local_field : file
+        Local field, ppm.
+    chi : file
+        Susceptibility, ppm.
+    mask : file
+        Where both are valid.
+    shift : float
+        What the reference subtracted, ppm (with ``reference``).
+    """
+    workflow = Workflow(name="susceptibility_wf")
+    fields = ["field", "field_error", "magnitude", "mask", "r2star", "region"]
+    inputs = Node(IdentityInterface(fields=fields), name="inputnode")
+    outputs = Node(IdentityInterface(fields=["local_field", "chi", "mask"] + ["shift"] * bool(reference)), name="outputnode")
+    needs = {"voxels": voxels, "threads": threads}
+    inverting = method_node(InvertField, "inversion", inversion, volumes=40 + echoes, **needs)
+    workflow.connect([(inputs, inverting, [("field_error", "field_error"), ("magnitude", "magnitude")])])
+    field, mask = (inputs, "field"), (inputs, "mask")
+    if background:
+        removal = method_node(RemoveBackground, "background_removal", background, volumes=40, **needs)
+        workflow.connect([
+            (inputs, removal, [("field", "total_field"), ("mask", "mask"), ("field_error", "field_error")]),
+        ])  # fmt: skip
+        field, mask = (removal, "local_field"), (removal, "mask")
+    chi = (inverting, "chi")
+    for node, name in ((inverting, "local_field"), (outputs, "local_field")):
+        workflow.connect(*field, node, name)
+    for node in (inverting, outputs):
+        workflow.connect(*mask, node, "mask")
+    if reference:
+        zero = method_node(Reference, "referencing", reference, volumes=12, voxels=voxels)
+        workflow.connect(*chi, zero, "chi")
+        workflow.connect(*mask, zero, "mask")
+        workflow.connect([(inputs, zero, [("r2star", "r2star"), ("region", "region")])])
+        workflow.connect(zero, "shift", outputs, "shift")
+        chi = (zero, "chi")
+    workflow.connect(*chi, outputs, "chi")
+    return workflow

@@ -1,0 +1,199 @@
+"""What will be done with one acquisition: its recipe after what the images allow, and the reasons for what is left out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import NamedTuple
+
+from qsmflow import registry
+from qsmflow.bids.atlas import Atlas, read_atlas
+from qsmflow.bids.inputs import Acquisition
+from qsmflow.bids.outputs import TEMPLATE, product_path
+from qsmflow.config import Execution, Recipe
+from qsmflow.interfaces.images import Grid, read_grid
+
+#: A field of view whose second-longest side is below this is a patch of a head: no brain extraction, no atlas, mm.
+_HEAD = 120.0
+
+#: Ready-made maps that ``--derivatives`` may hold, by product.
+_GIVEN = ("brain_mask", "total_field", "local_field", "labels")
+
+
+class Method(NamedTuple):
+    """A method with everything that its node's cache depends on."""
+
+    name: str
+    parameters: dict[str, object]
+    version: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How one acquisition will be processed.
+
+    ``recipe`` is the one given after its adaptation to the images. ``skipped`` tells for each stage that will not run why;
+    ``regions`` how the atlas comes to the images (``t1w``, ``magnitude``, ``native`` or empty). ``given`` holds ready-made
+    files by product.
+    """
+
+    acquisition: Acquisition
+    recipe: Recipe
+    grid: Grid
+    atlas: Atlas | None = None
+    regions: str = ""
+    skipped: Mapping[str, str] = field(default_factory=dict)
+    given: Mapping[str, str] = field(default_factory=dict)
+    notices: tuple[str, ...] = ()
+
+    def runs(self, stage: str) -> bool:
+        """Whether a stage will run."""
+        return stage not in self.skipped
+
+    def method(self, stage: str) -> Method:
+        """The method of a stage (masks: see :meth:`mask_methods`)."""
+        return _method(self.recipe, stage, getattr(self.recipe, stage))
+
+    @property
+    def mask_methods(self) -> list[Method]:
+        """The masking methods whose intersection is taken."""
+        return [_method(self.recipe, "mask", name) for name in self.recipe.mask_methods]
+
+    @property
+    def has_phase(self) -> bool:
+        """Whether phase is read."""
+        return bool(self.acquisition.phase or self.acquisition.real)
+
+    @property
+    def warped_spaces(self) -> tuple[str, ...]:
+        """Spaces beside its own that the susceptibility is resampled to."""
+        return tuple(space for space in self.recipe.output_spaces if space != "GRE")
+
+    @property
+    def voxels(self) -> int:
+        """Number of voxels of one volume."""
+        x, y, z = self.grid.shape
+        return x * y * z
+
+
+def plan_acquisition(acquisition: Acquisition, recipe: Recipe, execution: Execution) -> Plan:
+    """Adapt a recipe to an acquisition.
+
+    Parameters
+    ----------
+    acquisition : Acquisition
+        What there is; only headers are read.
+    recipe : Recipe
+        What is wanted.
+    execution : Execution
+        ``derivatives`` may hold ready-made maps, named as qsmflow names its own.
+
+    Returns
+    -------
+    Plan
+        Every adaptation is told in ``notices``.
+    """
+    grid = read_grid(acquisition.sources[0])
+    given = _find_given(acquisition, execution)
+    skipped, notices = {}, [f"taken ready-made: {Path(path).name}" for path in given.values()]
+    magnitude = bool(acquisition.magnitude or acquisition.real)
+    whole = sorted(n * h for n, h in zip(grid.shape, grid.voxel_size, strict=True))[1] >= _HEAD
+
+    if "template" in recipe.mask_methods and "brain_mask" not in given and not (whole and magnitude):
+        names = ["threshold" if n == "template" and magnitude else n for n in recipe.mask_methods]
+        names = [n for n in dict.fromkeys(names) if n != "template"] or ["quality"]
+        kept = {k: v for k, v in recipe.parameters.items() if k != "template"}
+        recipe = replace(recipe, mask=" & ".join(names), parameters=kept)
+        reason = "the field of view holds only part of a head" if magnitude else "there is no magnitude"
+        notices.append(f"no brain extraction, because {reason}; mask: {recipe.mask}")
+
+    skipped |= _skipped_stages(acquisition, recipe, given, magnitude)
+    atlas, regions = None, ""
+    if "rois" in recipe.outputs and "qsm" in recipe.outputs:
+        atlas = read_atlas(recipe.atlas)
+        regions, reason = _regions(acquisition, atlas, grid, given, whole and magnitude)
+        if not regions:
+            atlas = None
+            notices.append(f"no regions: {reason}")
+    kept, reasons = _spaces(acquisition, recipe, regions, whole and magnitude and "inversion" not in skipped)
+    recipe, notices = replace(recipe, output_spaces=kept), notices + reasons
+    wanted = recipe.reference_region and not recipe.reference_region.endswith((".nii", ".nii.gz"))
+    if recipe.reference == "region" and wanted and not regions:
+        skipped["reference"] = "there are no regions"
+        notices.append(f"no reference region '{recipe.reference_region}': values are relative to an unknown constant")
+    return Plan(acquisition, recipe, grid, atlas, regions, skipped, given, tuple(notices))
+
+
+def _skipped_stages(acquisition: Acquisition, recipe: Recipe, given: Mapping[str, str], magnitude: bool) -> dict[str, str]:
+    skipped = {}
+    if "qsm" not in recipe.outputs:
+        skipped = dict.fromkeys(("offset", "unwrap", "field", "background", "inversion", "reference"), "not asked for")
+    elif not (acquisition.phase or acquisition.real):
+        skipped = dict.fromkeys(("offset", "unwrap", "field", "background", "inversion", "reference"), "no phase")
+    else:
+        if recipe.offset == "none":
+            skipped["offset"] = "not asked for"
+        elif len(acquisition.echo_times) < 2:
+            skipped["offset"] = "one echo"
+        if recipe.reference == "none":
+            skipped["reference"] = "not asked for"
+        if "local_field" in given:
+            skipped |= dict.fromkeys(("offset", "unwrap", "field", "background"), "the local field was given")
+        elif "total_field" in given:
+            skipped |= dict.fromkeys(("offset", "unwrap", "field"), "the total field was given")
+    if not magnitude:
+        skipped["relaxometry"] = "no magnitude"
+    elif len(acquisition.echo_times) < 2:
+        skipped["relaxometry"] = "one echo"
+    elif "r2star" not in recipe.outputs and recipe.reference != "csf":
+        skipped["relaxometry"] = "not asked for"
+    return skipped
+
+
+def _regions(acquisition: Acquisition, atlas: Atlas, grid: Grid, given: Mapping[str, str], head: bool) -> tuple[str, str]:
+    """How the atlas comes to the images, or an empty string and why it does not."""
+    if "labels" in given:
+        return "native", ""
+    if atlas.space == "GRE":
+        fits = read_grid(atlas.labels).matches(grid)
+        return ("native", "") if fits else ("", f"{atlas.labels} does not lie on the grid of the images")
+    if not head:
+        return "", "the field of view holds only part of a head, or there is no magnitude to register"
+    if acquisition.t1w:
+        return "t1w", ""
+    if atlas.space == "T1w":
+        return "", "the atlas is in the space of a T1-weighted image, and there is none"
+    return "magnitude", ""
+
+
+def _spaces(acquisition: Acquisition, recipe: Recipe, regions: str, head: bool) -> tuple[tuple[str, ...], list[str]]:
+    """The output spaces that the images allow, and notices for the others."""
+    kept, reasons = [], []
+    for space in recipe.output_spaces:
+        possible = {"T1w": head and acquisition.t1w, TEMPLATE: head and regions in ("t1w", "magnitude")}
+        if possible.get(space, True):
+            kept.append(space)
+        else:
+            reasons.append(f"nothing is resampled to space {space}, because there is no registration to it")
+    return tuple(kept), reasons
+
+
+def _find_given(acquisition: Acquisition, execution: Execution) -> dict[str, str]:
+    found = {}
+    for product in _GIVEN:
+        for folder in execution.derivatives:
+            if product == "labels":
+                pattern = product_path(folder, acquisition.entities, product, atlas="X")
+                paths = sorted(pattern.parent.glob(pattern.name.replace("atlas-X", "atlas-*")))
+            else:
+                paths = [product_path(folder, acquisition.entities, product)]
+            existing = [path for path in paths if path.is_file()]
+            if existing:
+                found[product] = str(existing[0])
+                break
+    return found
+
+
+def _method(recipe: Recipe, stage: str, name: str) -> Method:
+    return Method(name, recipe.values(stage, name), registry.find(stage, name).version)
