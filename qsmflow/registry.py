@@ -69,7 +69,9 @@ class Parameter:
         if self.type is int and result != float(value):
             raise UsageError(wanted)
         if self.choices and result not in self.choices:
-            raise UsageError(f"{method}: parameter '{self.name}' must be one of {', '.join(map(str, self.choices))}, not {value!r}")
+            raise UsageError(
+                f"{method}: parameter '{self.name}' must be one of {', '.join(map(str, self.choices))}, not {value!r}"
+            )
         return result
 
 
@@ -143,88 +145,146 @@ STAGES = {
 
 ALGORITHMS = (
     Algorithm(
-        "offset", "mcpc3ds", "coils:mcpc3ds", ("eckstein2018",),
+        "offset",
+        "mcpc3ds",
+        "coils:mcpc3ds",
+        ("eckstein2018",),
         "Echo-independent phase offsets were estimated from the first two echoes by MCPC-3D-S, smoothed with a Gaussian of"
         " {sigma} mm and removed.",
     ),
     Algorithm(
-        "unwrap", "romeo", "unwrap.romeo:romeo", ("dymerska2021",),
+        "unwrap",
+        "romeo",
+        "unwrap.romeo:romeo",
+        ("dymerska2021",),
         "Phase was unwrapped with ROMEO ({mode} mode, weights {weights}).",
     ),
     Algorithm(
-        "unwrap", "laplacian", "unwrap.laplacian:laplacian", ("schofield2003",),
+        "unwrap",
+        "laplacian",
+        "unwrap.laplacian:laplacian",
+        ("schofield2003",),
         "Phase was unwrapped echo by echo with the Fourier-based Laplacian method (zero padding of {pad} voxels).",
     ),
     Algorithm(
-        "unwrap", "temporal", "unwrap.temporal:temporal", ("itoh1982",),
+        "unwrap",
+        "temporal",
+        "unwrap.temporal:temporal",
+        ("itoh1982",),
         "Phase was unwrapped voxel by voxel along the echoes by prediction from the preceding echoes.",
     ),
     Algorithm(
-        "field", "wls", "field:weighted_least_squares", ("robinson2017",),
+        "field",
+        "wls",
+        "field:weighted_least_squares",
+        ("robinson2017",),
         "The total field was fitted to the unwrapped phase by least squares weighted with the squared magnitude"
         " (intercept: {intercept}).",
     ),
     Algorithm(
-        "relaxometry", "arlo", "relaxometry:arlo", ("pei2015",),
-        "R2* was computed by auto-regression on linear operations (ARLO) from the signal power pooled over {fwhm} voxels, without"
-        " echoes after a loss of signal ({dropout} standard deviations).",
+        "relaxometry",
+        "arlo",
+        "relaxometry:arlo",
+        ("pei2015",),
+        "R2* was computed by auto-regression on linear operations (ARLO) from the signal power pooled over {fwhm} voxels,"
+        " without echoes after a loss of signal ({dropout} standard deviations).",
     ),
     Algorithm(
-        "relaxometry", "nonlinear", "relaxometry:nonlinear", ("golub2003",),
+        "relaxometry",
+        "nonlinear",
+        "relaxometry:nonlinear",
+        ("golub2003",),
         "R2* was fitted by nonlinear least squares with variable projection (at most {iterations} Newton steps) to the signal"
         " power pooled over {fwhm} voxels, without echoes after a loss of signal ({dropout} standard deviations).",
     ),
     Algorithm(
-        "mask", "template", "masking:from_template", ("avants2011", "fonov2011"),
-        "The brain was extracted by an affine registration of the magnitude to the ICBM 152 2009c template with ANTs, closed with"
-        " a sphere of {close} mm.",
+        "mask",
+        "template",
+        "masking:from_template",
+        ("avants2011", "fonov2011"),
+        "The brain was extracted by an affine registration of the magnitude to the ICBM 152 2009c template with ANTs, closed"
+        " with a sphere of {close} mm.",
     ),
     Algorithm(
-        "mask", "threshold", "masking:threshold", ("otsu1979",),
-        "Tissue was separated from air by Otsu's threshold on the magnitude, multiplied by {factor}, smoothed over {smooth} mm.",
+        "mask",
+        "threshold",
+        "masking:threshold",
+        ("otsu1979",),
+        "Tissue was separated from air by Otsu's threshold on the magnitude, multiplied by {factor}, smoothed over"
+        " {smooth} mm.",
     ),
     Algorithm(
-        "mask", "quality", "masking:from_quality", ("dymerska2021", "stewart2022"),
+        "mask",
+        "quality",
+        "masking:from_quality",
+        ("dymerska2021", "stewart2022"),
         "Voxels with unreliable phase (ROMEO quality below {threshold}) were excluded and holes smaller than {fill} mm closed.",
     ),
     Algorithm(
-        "background", "vsharp", "background.vsharp:vsharp", ("wu2012", "li2011"),
+        "background",
+        "vsharp",
+        "background.vsharp:vsharp",
+        ("wu2012", "li2011"),
         "The background field was removed by V-SHARP with radii from {max_radius} to {min_radius} mm and a deconvolution"
         " threshold of {threshold}.",
     ),
     Algorithm(
-        "background", "resharp", "background.resharp:resharp", ("sun2014",),
+        "background",
+        "resharp",
+        "background.resharp:resharp",
+        ("sun2014",),
         "The background field was removed by RESHARP with a radius of {radius} mm and a Tikhonov weight of {lambda_}.",
     ),
     Algorithm(
-        "background", "pdf", "background.pdf:pdf", ("liu2011pdf",),
+        "background",
+        "pdf",
+        "background.pdf:pdf",
+        ("liu2011pdf",),
         "The background field was removed by projection onto dipole fields (PDF; at most {iterations} iterations, tolerance"
         " {tolerance}).",
     ),
     Algorithm(
-        "inversion", "tkd", "inversion.direct:tkd", ("shmueli2009",),
+        "inversion",
+        "tkd",
+        "inversion.direct:tkd",
+        ("shmueli2009",),
         "Susceptibility was computed by thresholded k-space division (threshold {threshold}).",
     ),
     Algorithm(
-        "inversion", "tikhonov", "inversion.direct:tikhonov", ("bilgic2014l2",),
+        "inversion",
+        "tikhonov",
+        "inversion.direct:tikhonov",
+        ("bilgic2014l2",),
         "Susceptibility was computed by closed-form inversion with an L2 penalty ({penalty}, weight {lambda_}).",
     ),
     Algorithm(
-        "inversion", "tv", "inversion.tv:tv", ("bilgic2014tv",),
+        "inversion",
+        "tv",
+        "inversion.tv:tv",
+        ("bilgic2014tv",),
         "Susceptibility was computed by total-variation regularised inversion (weight {lambda_}, ADMM, at most {iterations}"
         " iterations).",
     ),
     Algorithm(
-        "reference", "brain", "reference:brain", ("bilgic2024",),
+        "reference",
+        "brain",
+        "reference:brain",
+        ("bilgic2024",),
         "Susceptibility is given relative to the mean of the whole brain mask.",
     ),
     Algorithm(
-        "reference", "csf", "reference:csf", ("straub2017", "liu2018"),
-        "Susceptibility is given relative to ventricular cerebrospinal fluid (R2* below {max_r2star} 1/s within {radius} mm of the"
-        " brain's centre).",
+        "reference",
+        "csf",
+        "reference:csf",
+        ("straub2017", "liu2018"),
+        "Susceptibility is given relative to ventricular cerebrospinal fluid (R2* below {max_r2star} 1/s within {radius} mm of"
+        " the brain's centre).",
     ),
     Algorithm(
-        "reference", "region", "reference:region", ("bilgic2024",),
+        "reference",
+        "region",
+        "reference:region",
+        ("bilgic2024",),
         "Susceptibility is given relative to the mean of the chosen region.",
     ),
 )

@@ -13,6 +13,9 @@ from qsmflow.algorithms.units import rad_to_ppm
 #: Echoes below this many noise standard deviations carry no phase.
 _FLOOR = 3.0
 
+#: A misfit this many times the median one is more than noise makes, and raises the error of its voxel.
+_MISFIT = 3.0
+
 
 def weighted_least_squares(
     phase: np.ndarray,
@@ -47,7 +50,7 @@ def weighted_least_squares(
         Field, (X, Y, Z), ppm, float32; 0 outside the mask.
     field_error : ndarray
         Standard deviation of the field, (X, Y, Z), ppm, float32; 0 outside the mask. Where no echo has any signal, the largest
-        value of the mask.
+        value of the mask; where the phase does not follow a line, raised accordingly (Notes).
     residual : ndarray
         Root mean square of the misfit, weighted with the squared magnitude, (X, Y, Z), rad, float32; 0 outside the mask.
 
@@ -58,7 +61,9 @@ def weighted_least_squares(
     ``s`` is that of the magnitude, one number for the image: the median over the mask of the weighted misfit, scaled as the
     median of a chi-square distribution with as many degrees of freedom as there are echoes beyond the fitted parameters. When
     there are none, ``s`` comes from the differences between the magnitudes of neighbouring voxels instead. Echoes with
-    ``m < 3 s`` are then left out, unless fewer echoes than parameters would remain. Every voxel is fitted on its own; the
+    ``m < 3 s`` are then left out, unless fewer echoes than parameters would remain. Where the misfit exceeds three times its
+    median, the error is multiplied by the ratio: near strong sources the phase of late echoes bends, and the line through it
+    is wrong by more than noise. Every voxel is fitted on its own; the
     mask's edge plays no role.
 
     Examples
@@ -91,6 +96,9 @@ def weighted_least_squares(
     # Exact data have no noise; the rounding of float32 keeps the map meaningful as a weight.
     noise = max(noise, float(np.finfo(np.float32).eps * signal.max(initial=0)))
     error = np.where(error > 0, error, error.max(initial=0))
+    usual = _MISFIT * np.median(misfit) if misfit.size else 0.0
+    if usual > 0:
+        error = error * np.maximum(1, misfit / usual)
     return tuple(_volume(values, mask) for values in (rad_to_ppm(rate, b0=b0), rad_to_ppm(noise * error, b0=b0), misfit))
 
 

@@ -13,7 +13,9 @@ from scipy import ndimage as ndi
 from qsmflow.algorithms import morphology
 
 
-def from_template(prior: np.ndarray, *, voxel_size: Sequence[float], probability: float = 0.5, close: float = 3.0) -> np.ndarray:
+def from_template(
+    prior: np.ndarray, *, voxel_size: Sequence[float], probability: float = 0.5, close: float = 3.0
+) -> np.ndarray:
     """Brain mask from a template's mask that was brought into the space of the images.
 
     Parameters
@@ -33,7 +35,8 @@ def from_template(prior: np.ndarray, *, voxel_size: Sequence[float], probability
 
     Notes
     -----
-    The registration is affine; errors of a few millimetres remain at the brain's surface, hence the intersection with phase quality.
+    The registration is affine; errors of a few millimetres remain at the brain's surface, hence the intersection with
+    phase quality.
 
     References
     ----------

@@ -21,8 +21,8 @@ def region_statistics(values: np.ndarray) -> dict[str, float]:
     Returns
     -------
     dict of str to float
-        :data:`STATISTICS`; NaN where there are too few values (sd needs two, everything else one). The trimmed mean leaves out the
-        lowest and the highest tenth.
+        :data:`STATISTICS`; NaN where there are too few values (sd needs two, everything else one). The trimmed mean leaves
+        out the lowest and the highest tenth.
 
     Examples
     --------

@@ -16,6 +16,7 @@ _FILES = {
     "head": "res-02_T1w.nii.gz",
     "head_mask": "res-02_desc-brain_mask.nii.gz",
     "brain": "res-01_desc-brain_T1w.nii.gz",
+    "nuclei": "res-01_atlas-CIT168_dseg.nii.gz",
 }
 _PACKAGED = ("CIT168",)
 
@@ -35,15 +36,15 @@ class Atlas:
 
 
 def template_file(what: str) -> str:
-    """Path of one of the packaged template's images: ``head`` (T1w, 2 mm), ``head_mask``, ``brain`` (T1w, 1 mm)."""
+    """Path of one of the packaged template's images: ``head`` (T1w, 2 mm), ``head_mask``, ``brain`` (T1w, 1 mm), ``nuclei``."""
     return _data(_FILES[what])
 
 
 def read_atlas(name: str) -> Atlas:
     """The atlas of a name or path.
 
-    A path must carry ``space-<label>`` or ``tpl-<label>`` in its name (the template, ``T1w`` or ``GRE``), as BIDS derivatives do;
-    without either it counts as drawn on the gradient-echo images. A table of the same name (``.tsv`` with ``index`` and
+    A path must carry ``space-<label>`` or ``tpl-<label>`` in its name (the template, ``T1w`` or ``GRE``), as BIDS derivatives
+    do; without either it counts as drawn on the gradient-echo images. A table of the same name (``.tsv`` with ``index`` and
     ``name``, optionally ``hemisphere``) names its regions.
 
     Raises

@@ -133,8 +133,8 @@ def read_dataset(execution: Execution, recipe: Recipe) -> Dataset:
         found = Findings()
         _check_presence(images, root, participants, execution.bids_filters, found)
         reader = _Reader(layout, recipe, _T1w(layout, execution.bids_filters))
-        groups = _without_coils(_grouped(images), found)
-        acquisitions = [reader.acquisition(group, found) for group in groups]
+        groups = _without_namesakes(_without_coils(_grouped(images), found))
+        acquisitions = [reader.acquisition(group, found, notices) for group, notices in groups]
     return Dataset(root, tuple(a for a in acquisitions if a), tuple(dict.fromkeys(found.problems)))
 
 
@@ -144,9 +144,9 @@ class _Reader:
     def __init__(self, layout: Layout, recipe: Recipe, t1w: _T1w):
         self.layout, self.recipe, self.t1w = layout, recipe, t1w
 
-    def acquisition(self, images: Sequence[Image], found: Findings) -> Acquisition | None:
-        """The acquisition, or None if it cannot be processed (the reasons are added to ``found``)."""
-        mine = Findings()
+    def acquisition(self, images: Sequence[Image], found: Findings, notices: Sequence[str]) -> Acquisition | None:
+        """The acquisition with ``notices``, or None if it cannot be processed (the reasons are added to ``found``)."""
+        mine = Findings(notices=list(notices))
         parts = split_parts(images, mine)
         chosen = self._choose(parts, images, mine)
         if mine.problems:
@@ -355,6 +355,19 @@ def _grouped(images: Iterable[Image]) -> dict[str, list[Image]]:
     for image in images:
         groups[f"{_name(_key(image.entities))}_{image.suffix}"].append(image)
     return dict(sorted(groups.items()))
+
+
+def _without_namesakes(groups: Iterable[list[Image]]) -> list[tuple[list[Image], tuple[str, ...]]]:
+    """Groups with notices; of a MEGRE and a T2starw series of the same entities, whose outputs would share names, the first."""
+    chosen: dict[str, tuple[list[Image], tuple[str, ...]]] = {}
+    for images in sorted(groups, key=lambda images: images[0].suffix != "MEGRE"):
+        name = _name(_key(images[0].entities))
+        if name in chosen:
+            first, notices = chosen[name]
+            chosen[name] = first, (*notices, f"left aside, because it has the same entities: {images[0].relative}")
+        else:
+            chosen[name] = images, ()
+    return [chosen[name] for name in sorted(chosen)]
 
 
 def _without_coils(groups: Mapping[str, list[Image]], found: Findings) -> list[list[Image]]:

@@ -1,4 +1,4 @@
-"""The only code that reads or writes a NIfTI header."""
+"""The only code that writes a NIfTI header, and the only one that reads voxels (``bids.headers`` looks at headers)."""
 
 from __future__ import annotations
 

@@ -7,9 +7,19 @@ from pathlib import Path
 import numpy as np
 from nipype.interfaces.base import BaseInterfaceInputSpec, File, SimpleInterface, TraitedSpec, isdefined, traits
 
+from qsmflow.algorithms.morphology import dilate
 from qsmflow.interfaces import images
 
 _SEED = 1
+#: Around the regions of interest that a second, finer stage takes in, mm.
+_FOCUS_MARGIN = 15.0
+
+#: How far from the brain's mask a rigid registration still compares, mm.
+_RIM = 4.0
+
+#: Levels of linear registration; the last, at full resolution, adds much time and nothing to its precision.
+_LINEAR_ITERATIONS = (2100, 1200, 1200, 0)
+
 #: Voxel size at which a head is aligned with the template's for brain extraction, mm.
 _COARSE = 2.0
 
@@ -53,6 +63,7 @@ class _RegisterInputSpec(BaseInterfaceInputSpec):
     moving_mask = File(exists=True, mandatory=True, desc="its brain")
     fixed = File(exists=True, mandatory=True, desc="image to be matched")
     fixed_mask = File(exists=True, desc="its brain (none: the image is a brain already)")
+    focus = File(exists=True, desc="labels on the fixed image: a last stage refines the match around them")
     kind = traits.Enum("Rigid", "SyN", mandatory=True, desc="transform: six parameters, or affine and symmetric diffeomorphism")
 
 
@@ -65,25 +76,69 @@ class _RegisterOutputSpec(TraitedSpec):
 
 
 class Register(SimpleInterface):
-    """Register one brain to another with mutual information."""
+    """Register one brain to another with mutual information; around the ``focus``, with local correlation after it."""
 
     input_spec = _RegisterInputSpec
     output_spec = _RegisterOutputSpec
 
     def _run_interface(self, runtime):
-        ants = _ants()
-        moving = _brain(self.inputs.moving, self.inputs.moving_mask)
-        fixed = _brain(self.inputs.fixed, self.inputs.fixed_mask if isdefined(self.inputs.fixed_mask) else None)
+        ants, folder = _ants(), Path(runtime.cwd)
+        moving, fixed, metric_mask = self._images()
         found = ants.registration(
-            fixed, moving, type_of_transform=self.inputs.kind, outprefix=str(Path(runtime.cwd) / "transform_")
+            fixed,
+            moving,
+            type_of_transform=self.inputs.kind,
+            mask=metric_mask,
+            aff_iterations=_LINEAR_ITERATIONS,
+            outprefix=str(folder / "transform_"),
         )
-        self._results["forward"] = found["fwdtransforms"]
-        self._results["forward_flags"] = [False] * len(found["fwdtransforms"])
-        self._results["inverse"] = found["invtransforms"]
-        self._results["inverse_flags"] = [path.endswith(".mat") for path in found["invtransforms"]]
-        warped = found["warpedmovout"]
+        forward, inverse, warped = found["fwdtransforms"], found["invtransforms"], found["warpedmovout"]
+        if isdefined(self.inputs.focus):
+            fine = _refine(fixed, warped, self.inputs.focus, folder)
+            # ANTs applies the last transform of a list first
+            forward, inverse = [fine["fwdtransforms"][0], *forward], [*inverse, fine["invtransforms"][-1]]
+        self._results["forward"], self._results["inverse"] = forward, inverse
+        self._results["forward_flags"] = [False] * len(forward)
+        self._results["inverse_flags"] = [path.endswith(".mat") for path in inverse]
         self._results["similarity"] = -float(ants.image_similarity(fixed, warped, "MattesMutualInformation"))
         return runtime
+
+    def _images(self):
+        """The moving and the fixed image, and where to compare them (None: everywhere).
+
+        A rigid transform compares whole heads around the brain, because the edges of two brain masks need not agree; a
+        deformation needs brains alone, because the template has no more.
+        """
+        inputs = self.inputs
+        moving = _brain(inputs.moving, None if inputs.kind == "Rigid" else inputs.moving_mask)
+        if not isdefined(inputs.fixed_mask):
+            return moving, _read(inputs.fixed), None
+        fixed = _brain(inputs.fixed, None if inputs.kind == "Rigid" else inputs.fixed_mask)
+        grid = images.read_grid(inputs.fixed_mask)
+        near = dilate(images.read(inputs.fixed_mask, bool), _RIM, grid.voxel_size)
+        return moving, fixed, _image(near.astype(np.float32), grid)
+
+
+def _refine(fixed, warped, focus: str, folder: Path) -> dict:
+    """Deform ``warped`` to ``fixed`` around the labels of ``focus``, by local correlation."""
+    grid = images.read_grid(focus)
+    where = np.argwhere(images.read(focus, bool))
+    margin = np.ceil(_FOCUS_MARGIN / np.array(grid.voxel_size)).astype(int)
+    low = np.maximum(where.min(axis=0) - margin, 0)
+    high = np.minimum(where.max(axis=0) + margin + 1, grid.shape)
+    box = tuple(slice(a, b) for a, b in zip(low, high, strict=True))
+    affine = grid.affine.copy()
+    affine[:3, 3] += grid.affine[:3, :3] @ low
+    part = images.Grid(tuple(int(n) for n in high - low), affine)
+    return _ants().registration(
+        _image(fixed.numpy()[box], part),
+        _image(warped.numpy()[box], part),
+        type_of_transform="SyNOnly",
+        syn_metric="CC",
+        syn_sampling=2,
+        reg_iterations=(40, 2),
+        outprefix=str(folder / "focus_"),
+    )
 
 
 class _WarpInputSpec(BaseInterfaceInputSpec):

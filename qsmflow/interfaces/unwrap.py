@@ -53,7 +53,5 @@ class RatePhase(SimpleInterface):
         phase, magnitude = images.read(self.inputs.phase), images.read(self.inputs.magnitude)
         everywhere = np.ones(phase.shape[:3], bool)
         quality = quality_map(phase, magnitude, everywhere, echo_times=self.inputs.echo_times)
-        self._results["quality"] = images.write(
-            Path(runtime.cwd) / "quality.nii", quality, images.read_grid(self.inputs.phase)
-        )
+        self._results["quality"] = images.write(Path(runtime.cwd) / "quality.nii", quality, images.read_grid(self.inputs.phase))
         return runtime

@@ -6,7 +6,6 @@ import re
 from collections.abc import Sequence
 from dataclasses import astuple
 
-from nipype.interfaces.utility import IdentityInterface
 from nipype.pipeline.engine import Node, Workflow
 
 from qsmflow.algorithms.units import hz_per_ppm
@@ -136,9 +135,7 @@ class _Acquisition:
     def mask(self) -> None:
         plan = self.plan
         given = plan.recipe.mask_file or plan.given.get("brain_mask")
-        mask = init_mask_wf(
-            plan.mask_methods, given, echo_times=self.echo_times, has_phase=plan.has_phase, voxels=plan.voxels
-        )
+        mask = init_mask_wf(plan.mask_methods, given, echo_times=self.echo_times, has_phase=plan.has_phase, voxels=plan.voxels)
         self.feed(mask, magnitude="magnitude", **({"phase": "phase"} if plan.has_phase else {}))
         self.gain(mask, mask="mask", brain="brain", mask_notices="notices")
         if plan.has_phase:
@@ -165,7 +162,12 @@ class _Acquisition:
                 return
         offset = plan.method("offset") if plan.runs("offset") else None
         field = init_field_wf(
-            offset, plan.method("unwrap"), plan.method("field"), echo_times=self.echo_times, b0=plan.acquisition.b0, **self.needs
+            offset,
+            plan.method("unwrap"),
+            plan.method("field"),
+            echo_times=self.echo_times,
+            b0=plan.acquisition.b0,
+            **self.needs,
         )
         self.feed(field, phase="phase", magnitude="magnitude", mask="mask")
         self.gain(field, unwrapped="unwrapped", total_field="total_field", field_error="field_error", residual="residual")
@@ -182,7 +184,9 @@ class _Acquisition:
             labels = init_labels_wf(plan.atlas, plan.given.get("labels", plan.atlas.labels), plan.regions, voxels=plan.voxels)
             prefix = "t1w_" if plan.atlas.space == "T1w" else ""
             self.feed(labels, **({} if plan.regions == "native" else {"magnitude": "combined"}))
-            self.feed(labels, **{f"{prefix}{n}": f"{prefix}{n}" for n in ("inverse", "inverse_flags") if plan.regions != "native"})
+            self.feed(
+                labels, **{f"{prefix}{n}": f"{prefix}{n}" for n in ("inverse", "inverse_flags") if plan.regions != "native"}
+            )
             self.gain(labels, labels="labels")
 
     def susceptibility(self) -> None:
@@ -230,8 +234,8 @@ class _Acquisition:
         )
         node = make_node(report, "report", volumes=3 * len(self.echo_times) + 30, voxels=plan.voxels)
         same = (
-            "magnitude", "phase", "unwrapped", "quality", "total_field", "local_field", "field_error", "residual", "chi", "r2star",
-            "labels", "regions", "loaded", "mask_notices",
+            "magnitude", "phase", "unwrapped", "quality", "total_field", "local_field", "field_error", "residual", "chi",
+            "r2star", "labels", "regions", "loaded", "mask_notices",
         )  # fmt: skip
         mask = "qsm_mask" if "qsm_mask" in self.have else "mask"
         names = {name: name for name in same} | {"brain_mask": "brain", "mask": mask, "label_table": "region_names"}
@@ -255,7 +259,9 @@ class _Acquisition:
     def _products(self) -> dict[str, tuple[str, dict]]:
         """What to save: product, from which field of :attr:`have`, with which settings."""
         plan = self.plan
-        wanted = {"combined": "combined", "brain_mask": "brain", "quality": "quality_file"}
+        wanted = {"brain_mask": "brain", "quality": "quality_file"}
+        if plan.acquisition.magnitude or plan.acquisition.real:
+            wanted["combined"] = "combined"
         if "r2star" in plan.recipe.outputs:
             wanted |= {"r2star": "r2star", "t2star": "t2star", "s0": "s0"}
         wanted |= {"chi": "chi", "qsm_mask": "qsm_mask", "total_field": "total_field", "local_field": "local_field"}

@@ -16,7 +16,12 @@ from qsmflow.workflows.plan import Plan
 
 
 def init_outputs_wf(
-    plan: Plan, products: Mapping[str, Mapping], *, output_dir: Path, datasets: Mapping[str, Path], measured: tuple[str, ...] = ()
+    plan: Plan,
+    products: Mapping[str, Mapping],
+    *,
+    output_dir: Path,
+    datasets: Mapping[str, Path],
+    measured: tuple[str, ...] = (),
 ) -> Workflow:
     """Save the products of one acquisition under their BIDS names, with sidecars.
 

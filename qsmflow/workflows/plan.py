@@ -109,6 +109,8 @@ def plan_acquisition(acquisition: Acquisition, recipe: Recipe, execution: Execut
         notices.append(f"no brain extraction, because {reason}; mask: {recipe.mask}")
 
     skipped |= _skipped_stages(acquisition, recipe, given, magnitude)
+    if "brain_mask" in given and not recipe.mask_file:
+        skipped["mask"] = "the mask was given"
     atlas, regions = None, ""
     if "rois" in recipe.outputs and "qsm" in recipe.outputs:
         atlas = read_atlas(recipe.atlas)
@@ -174,7 +176,7 @@ def _spaces(acquisition: Acquisition, recipe: Recipe, regions: str, head: bool) 
         possible = {"T1w": head and acquisition.t1w, TEMPLATE: head and regions in ("t1w", "magnitude")}
         if possible.get(space, True):
             kept.append(space)
-        else:
+        elif "rois" in recipe.outputs:
             reasons.append(f"nothing is resampled to space {space}, because there is no registration to it")
     return tuple(kept), reasons
 

@@ -36,7 +36,7 @@ def init_anatomy_wf(t1w: str, *, name: str) -> Workflow:
     outputs.inputs.t1w = t1w
     find = BrainPrior(in_file=t1w, template=template_file("head"), template_mask=template_file("head_mask"))
     brain = make_node(find, "t1w_brain_extraction", volumes=12, voxels=_TEMPLATE["voxels"])
-    register = Register(moving=t1w, fixed=template_file("brain"), kind="SyN")
+    register = Register(moving=t1w, fixed=template_file("brain"), focus=template_file("nuclei"), kind="SyN")
     registration = make_node(register, "t1w_to_template", **_TEMPLATE)
     names = ("forward", "forward_flags", "inverse", "inverse_flags")
     workflow.connect([
@@ -76,7 +76,8 @@ def init_registration_wf(through: str) -> Workflow:
     fields = names + [f"t1w_{name}" for name in names] * (through == "t1w")
     outputs = Node(IdentityInterface(fields=fields), name="outputnode")
     if through == "magnitude":
-        direct = make_node(Register(fixed=template_file("brain"), kind="SyN"), "magnitude_to_template", **_TEMPLATE)
+        register = Register(fixed=template_file("brain"), focus=template_file("nuclei"), kind="SyN")
+        direct = make_node(register, "magnitude_to_template", **_TEMPLATE)
         workflow.connect([
             (inputs, direct, [("magnitude", "moving"), ("mask", "moving_mask")]),
             (direct, outputs, [(name, name) for name in names]),
@@ -131,8 +132,9 @@ def init_labels_wf(atlas: Atlas, labels_file: str, through: str, *, voxels: int)
     outputs = Node(IdentityInterface(fields=["labels"]), name="outputnode")
     if moved:
         warp = make_node(Warp(in_file=labels_file, labels=True), "labels", volumes=60, voxels=voxels)
+        transforms = [(f"{prefix}inverse", "transforms"), (f"{prefix}inverse_flags", "flags")]
         workflow.connect([
-            (inputs, warp, [("magnitude", "reference"), (f"{prefix}inverse", "transforms"), (f"{prefix}inverse_flags", "flags")]),
+            (inputs, warp, [("magnitude", "reference"), *transforms]),
             (warp, outputs, [("out_file", "labels")]),
         ])  # fmt: skip
     else:

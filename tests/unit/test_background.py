@@ -160,4 +160,6 @@ def test_conjugate_gradients_stop_at_the_tolerance():
             lambda x: matrix @ x, right, iterations=100, tolerance=1e-8, preconditioner=preconditioner
         )
         assert np.allclose(solved, exact, rtol=1e-5)
-    assert not np.allclose(solvers.conjugate_gradients(lambda x: matrix @ x, right, iterations=1, tolerance=0), exact, rtol=1e-3)
+    assert not np.allclose(
+        solvers.conjugate_gradients(lambda x: matrix @ x, right, iterations=1, tolerance=0), exact, rtol=1e-3
+    )

@@ -31,7 +31,9 @@ def contrast(chi):
 
 
 @pytest.mark.parametrize("b0_dir", [(0, 0, 1), TILTED])
-@pytest.mark.parametrize(("method", "low", "high"), [("tkd", 0.8, 1.0), ("tikhonov", 0.65, 0.85), ("gradient", 0.7, 1.05), ("tv", 0.97, 1.03)])
+@pytest.mark.parametrize(
+    ("method", "low", "high"), [("tkd", 0.8, 1.0), ("tikhonov", 0.65, 0.85), ("gradient", 0.7, 1.05), ("tv", 0.97, 1.03)]
+)
 def test_sphere(method, low, high, b0_dir):
     chi = METHODS[method](field_of(BALL, b0_dir), voxel_size=(1, 1, 1), b0_dir=b0_dir)
     assert low < contrast(chi) < high
@@ -81,7 +83,8 @@ def test_tv_lowers_its_objective():
     field = (field_of(BALL) + 0.01 * rng.normal(size=BALL.shape)).astype(np.float32)
     context = {"voxel_size": (1, 1, 1), "b0_dir": (0, 0, 1), "lambda_": 5e-4}
     values = [
-        objective(tv(field, MASK, np.ones_like(field), iterations=n, tolerance=0.0, **context), field, MASK, 5e-4) for n in (5, 20, 80)
+        objective(tv(field, MASK, np.ones_like(field), iterations=n, tolerance=0.0, **context), field, MASK, 5e-4)
+        for n in (5, 20, 80)
     ]
     assert values[2] < values[1] < values[0]
     assert values[2] < objective(tkd(field, MASK, voxel_size=(1, 1, 1), b0_dir=(0, 0, 1)), field, MASK, 5e-4)
@@ -90,7 +93,9 @@ def test_tv_lowers_its_objective():
 
 def test_tv_with_little_regularisation_fits_the_field():
     field = field_of(BALL, TILTED)
-    chi = tv(field, MASK, np.ones_like(field), voxel_size=(1, 1, 1), b0_dir=TILTED, lambda_=1e-6, iterations=200, tolerance=1e-4)
+    chi = tv(
+        field, MASK, np.ones_like(field), voxel_size=(1, 1, 1), b0_dir=TILTED, lambda_=1e-6, iterations=200, tolerance=1e-4
+    )
     inner = R < 12
     assert np.linalg.norm((field_of(chi, TILTED) - field)[inner]) < 0.05 * np.linalg.norm(field[inner])
 
@@ -111,7 +116,12 @@ def test_tv_does_not_depend_on_how_finely_an_object_is_sampled():
 
 def test_tv_listens_to_the_field_error():
     field = field_of(BALL)
-    wrong = np.sqrt(sum((a**2).reshape(s) for a, s in zip([AXIS - 10, AXIS, AXIS], [(-1, 1, 1), (1, -1, 1), (1, 1, -1)], strict=True))) < 2
+    wrong = (
+        np.sqrt(
+            sum((a**2).reshape(s) for a, s in zip([AXIS - 10, AXIS, AXIS], [(-1, 1, 1), (1, -1, 1), (1, 1, -1)], strict=True))
+        )
+        < 2
+    )
     spoiled = np.where(wrong, 3.0, field).astype(np.float32)
     error = np.where(wrong, 50.0, 1.0).astype(np.float32)
     context = {"voxel_size": (1, 1, 1), "b0_dir": (0, 0, 1)}

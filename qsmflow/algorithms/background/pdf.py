@@ -51,14 +51,14 @@ def pdf(
     local_field : ndarray, (X, Y, Z)
         Local field, ppm, 0 outside the mask.
     mask : ndarray of bool, (X, Y, Z)
-        The given mask: every voxel keeps a value. Sources within a few voxels of the edge look alike from both sides, so that the
-        local field is too small there.
+        The given mask: every voxel keeps a value. Sources within a few voxels of the edge look alike from both sides, so that
+        the local field is too small there.
 
     Notes
     -----
-    ``min_x ||W M (f - D (1 - M) x)||^2`` and ``f_local = M (f - D (1 - M) x)``: x are sources anywhere outside the mask, D the unit
-    dipole's field by its Green's function (a kernel sampled in k-space would alias the far field of the sources). The mean of
-    the field in the mask is removed first.
+    ``min_x ||W M (f - D (1 - M) x)||^2`` and ``f_local = M (f - D (1 - M) x)``: x are sources anywhere outside the mask, D the
+    unit dipole's field by its Green's function (a kernel sampled in k-space would alias the far field of the sources). The mean
+    of the field in the mask is removed first.
 
     References
     ----------

@@ -53,8 +53,8 @@ def vsharp(
 
     Notes
     -----
-    With ``S_r`` the mean over a sphere of radius r, ``y = f - S_r f`` is taken with the largest sphere that fits around each voxel;
-    harmonic fields vanish in it. ``f_local = F^-1(F(y) / (1 - F(S)))`` with the largest kernel, truncated where
+    With ``S_r`` the mean over a sphere of radius r, ``y = f - S_r f`` is taken with the largest sphere that fits around each
+    voxel; harmonic fields vanish in it. ``f_local = F^-1(F(y) / (1 - F(S)))`` with the largest kernel, truncated where
     ``|1 - F(S)| < threshold``.
 
     References

@@ -36,7 +36,8 @@ def tkd(
     threshold : float
         Smallest magnitude of the dipole kernel that is divided by.
     correct : bool
-        Divide by the mean of ``D / D_t`` over all directions, which undoes the underestimation in large regions (and raises noise alike).
+        Divide by the mean of ``D / D_t`` over all directions, which undoes the underestimation in large regions (and
+        raises noise alike).
 
     Returns
     -------

@@ -21,7 +21,7 @@ def tv(
     *,
     voxel_size: Sequence[float],
     b0_dir: Sequence[float],
-    lambda_: float = 1e-4,
+    lambda_: float = 2e-4,
     iterations: int = 100,
     tolerance: float = 1e-2,
     weighted: bool = True,
@@ -56,9 +56,9 @@ def tv(
 
     Notes
     -----
-    ``min 1/2 ||W (D chi - f)||^2 + lambda ||grad chi||_1``, W = 0 outside the mask: nothing is claimed about the field there, and
-    the susceptibility outside may take up what is left of the background. Both ``grad chi`` and ``D chi`` are split off, with
-    penalties ``100 lambda`` and 1, so that each iteration is one division in k-space and two steps voxel by voxel; four
+    ``min 1/2 ||W (D chi - f)||^2 + lambda ||grad chi||_1``, W = 0 outside the mask: nothing is claimed about the field there,
+    and the susceptibility outside may take up what is left of the background. Both ``grad chi`` and ``D chi`` are split off,
+    with penalties ``100 lambda`` and 1, so that each iteration is one division in k-space and two steps voxel by voxel; four
     transforms in all. Gradients are per mm. The mean over the grid is set to 0.
 
     References
