@@ -36,5 +36,6 @@ def nearest(name: str, known: Iterable[str]) -> str:
     "; did you mean 'resharp'?"
     """
     known = sorted(known)
-    close = get_close_matches(name, known, n=1)
-    return f"; did you mean '{close[0]}'?" if close else f"; known: {', '.join(known)}"
+    lowered = {other.lower(): other for other in known}
+    close = get_close_matches(name.lower(), lowered, n=1)
+    return f"; did you mean '{lowered[close[0]]}'?" if close else f"; known: {', '.join(known)}"

@@ -13,8 +13,8 @@ from qsmflow.algorithms.units import rad_to_ppm
 #: Echoes below this many noise standard deviations carry no phase.
 _FLOOR = 3.0
 
-#: A misfit this many times the median one is more than noise makes, and raises the error of its voxel.
-_MISFIT = 3.0
+#: A misfit this many times the median one is more than noise makes.
+_MISFIT = 5.0
 
 
 def weighted_least_squares(
@@ -61,9 +61,10 @@ def weighted_least_squares(
     ``s`` is that of the magnitude, one number for the image: the median over the mask of the weighted misfit, scaled as the
     median of a chi-square distribution with as many degrees of freedom as there are echoes beyond the fitted parameters. When
     there are none, ``s`` comes from the differences between the magnitudes of neighbouring voxels instead. Echoes with
-    ``m < 3 s`` are then left out, unless fewer echoes than parameters would remain. Where the misfit exceeds three times its
-    median, the error is multiplied by the ratio: near strong sources the phase of late echoes bends, and the line through it
-    is wrong by more than noise. Every voxel is fitted on its own; the
+    ``m < 3 s`` are then left out, unless fewer echoes than parameters would remain. Near strong sources the phase of
+    late echoes bends, and the line through it is wrong by more than noise: where the misfit exceeds five times its median,
+    the last echoes are left out one by one as long as that lowers it, and the error is multiplied by what remains of the
+    ratio. Every voxel is fitted on its own; the
     mask's edge plays no role.
 
     Examples
@@ -95,10 +96,17 @@ def weighted_least_squares(
         noise = _spatial_noise(magnitude[..., 0], mask)
     # Exact data have no noise; the rounding of float32 keeps the map meaningful as a weight.
     noise = max(noise, float(np.finfo(np.float32).eps * signal.max(initial=0)))
+    if freedom > 0 and misfit.size:
+        # float32 holds large unwrapped phases to a few 1e-7 of their size
+        limit = _MISFIT * max(np.median(misfit), 1e-6 * np.abs(angles).max())
+        for echoes in range(len(times) - 1, 1 + intercept, -1):
+            bent = np.flatnonzero(misfit > limit)
+            fewer = _fit(angles[bent, :echoes], signal[bent, :echoes], times[:echoes], intercept, _FLOOR * noise)
+            better = fewer[2] < misfit[bent]
+            for values, shorter in zip((rate, error, misfit), fewer, strict=True):
+                values[bent[better]] = shorter[better]
+        error = error * np.maximum(1, misfit / limit)
     error = np.where(error > 0, error, error.max(initial=0))
-    usual = _MISFIT * np.median(misfit) if misfit.size else 0.0
-    if usual > 0:
-        error = error * np.maximum(1, misfit / usual)
     return tuple(_volume(values, mask) for values in (rad_to_ppm(rate, b0=b0), rad_to_ppm(noise * error, b0=b0), misfit))
 
 

@@ -71,6 +71,26 @@ def read_atlas(name: str) -> Atlas:
     )
 
 
+def region_indices(region: str, atlas: Atlas) -> list[int]:
+    """Indices of a region given by name or index; several are joined with ``+``.
+
+    Raises
+    ------
+    UsageError
+        If the atlas has no region of that name.
+    """
+    by_name = {name: index for index, (name, _) in atlas.regions.items()}
+    indices = []
+    for part in region.split("+"):
+        if part.isdigit():
+            indices.append(int(part))
+        elif part in by_name:
+            indices.append(by_name[part])
+        else:
+            raise UsageError(f"no region '{part}' in atlas {atlas.name}{nearest(part, by_name)}")
+    return indices
+
+
 def _space(stem: str, name: str) -> str:
     match = re.search(r"(?:^|_)(?:space|tpl)-([A-Za-z0-9]+)", stem)
     if not match:

@@ -10,8 +10,7 @@ import numpy as np
 from nipype.interfaces.base import BaseInterfaceInputSpec, File, SimpleInterface, TraitedSpec, isdefined, traits
 
 from qsmflow.algorithms.regions import STATISTICS, region_statistics, region_voxels
-from qsmflow.bids.atlas import read_atlas
-from qsmflow.errors import UsageError, nearest
+from qsmflow.bids.atlas import read_atlas, region_indices
 from qsmflow.interfaces import images
 
 _WHAT = {
@@ -124,20 +123,7 @@ class PickRegion(SimpleInterface):
                 raise ValueError(f"{region}: the reference region must lie on the grid of the gradient-echo images")
             mask = images.read(region, bool)
         else:
-            indices = _indices(region, read_atlas(self.inputs.atlas).regions)
+            indices = region_indices(region, read_atlas(self.inputs.atlas))
             mask = np.isin(images.read(self.inputs.labels, np.int32), indices)
         self._results["mask"] = images.write(Path(runtime.cwd) / "region.nii", mask, grid)
         return runtime
-
-
-def _indices(region: str, regions: dict[int, tuple[str, str]]) -> list[int]:
-    by_name = {name: index for index, (name, _) in regions.items()}
-    indices = []
-    for part in region.split("+"):
-        if part.isdigit():
-            indices.append(int(part))
-        elif part in by_name:
-            indices.append(by_name[part])
-        else:
-            raise UsageError(f"no region '{part}' in the atlas{nearest(part, by_name)}")
-    return indices

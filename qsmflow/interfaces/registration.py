@@ -17,11 +17,11 @@ _FOCUS_MARGIN = 15.0
 #: How far from the brain's mask a rigid registration still compares, mm.
 _RIM = 4.0
 
-#: Levels of linear registration; the last, at full resolution, adds much time and nothing to its precision.
-_LINEAR_ITERATIONS = (2100, 1200, 1200, 0)
-
-#: Voxel size at which a head is aligned with the template's for brain extraction, mm.
+#: Voxel size down to which whole heads and brains are matched, mm; finer ones add much time and little precision.
 _COARSE = 2.0
+
+#: Linear registration from 6 mm down to ``_COARSE``: iterations, factors and smoothing (voxels) of its levels.
+_LINEAR = {"aff_iterations": (2100, 1200, 1200), "aff_shrink_factors": (3, 2, 1), "aff_smoothing_sigmas": (2, 1, 0)}
 
 
 class _BrainPriorInputSpec(BaseInterfaceInputSpec):
@@ -45,9 +45,8 @@ class BrainPrior(SimpleInterface):
         ants, folder = _ants(), Path(runtime.cwd)
         grid = images.read_grid(self.inputs.in_file)
         head = _image(_first(self.inputs.in_file), grid)
-        coarse = ants.resample_image(head, [max(_COARSE, h) for h in grid.voxel_size])
         found = ants.registration(
-            _read(self.inputs.template), coarse, type_of_transform="Affine", outprefix=str(folder / "affine_")
+            _read(self.inputs.template), _coarse(head), type_of_transform="Affine", outprefix=str(folder / "affine_")
         )
         mask = ants.apply_transforms(
             head, _read(self.inputs.template_mask), found["fwdtransforms"], whichtoinvert=[True], interpolator="linear"
@@ -85,14 +84,16 @@ class Register(SimpleInterface):
         ants, folder = _ants(), Path(runtime.cwd)
         moving, fixed, metric_mask = self._images()
         found = ants.registration(
-            fixed,
+            _coarse(fixed),
             moving,
             type_of_transform=self.inputs.kind,
             mask=metric_mask,
-            aff_iterations=_LINEAR_ITERATIONS,
+            reg_iterations=(40, 20),
             outprefix=str(folder / "transform_"),
+            **_LINEAR,
         )
-        forward, inverse, warped = found["fwdtransforms"], found["invtransforms"], found["warpedmovout"]
+        forward, inverse = found["fwdtransforms"], found["invtransforms"]
+        warped = ants.apply_transforms(fixed, moving, forward)
         if isdefined(self.inputs.focus):
             fine = _refine(fixed, warped, self.inputs.focus, folder)
             # ANTs applies the last transform of a list first
@@ -116,7 +117,12 @@ class Register(SimpleInterface):
         fixed = _brain(inputs.fixed, None if inputs.kind == "Rigid" else inputs.fixed_mask)
         grid = images.read_grid(inputs.fixed_mask)
         near = dilate(images.read(inputs.fixed_mask, bool), _RIM, grid.voxel_size)
-        return moving, fixed, _image(near.astype(np.float32), grid)
+        return moving, fixed, _coarse(_image(near.astype(np.float32), grid))
+
+
+def _coarse(image):
+    """The image on voxels of at least ``_COARSE``."""
+    return _ants().resample_image(image, [max(_COARSE, h) for h in image.spacing])
 
 
 def _refine(fixed, warped, focus: str, folder: Path) -> dict:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from qsmflow import registry
-from qsmflow.bids.atlas import Atlas, read_atlas
+from qsmflow.bids.atlas import Atlas, read_atlas, region_indices
 from qsmflow.bids.inputs import Acquisition
 from qsmflow.bids.outputs import TEMPLATE, product_path
 from qsmflow.config import Execution, Recipe
@@ -100,13 +100,10 @@ def plan_acquisition(acquisition: Acquisition, recipe: Recipe, execution: Execut
     magnitude = bool(acquisition.magnitude or acquisition.real)
     whole = sorted(n * h for n, h in zip(grid.shape, grid.voxel_size, strict=True))[1] >= _HEAD
 
-    if "template" in recipe.mask_methods and "brain_mask" not in given and not (whole and magnitude):
-        names = ["threshold" if n == "template" and magnitude else n for n in recipe.mask_methods]
-        names = [n for n in dict.fromkeys(names) if n != "template"] or ["quality"]
-        kept = {k: v for k, v in recipe.parameters.items() if k != "template"}
-        recipe = replace(recipe, mask=" & ".join(names), parameters=kept)
-        reason = "the field of view holds only part of a head" if magnitude else "there is no magnitude"
-        notices.append(f"no brain extraction, because {reason}; mask: {recipe.mask}")
+    has_phase = bool(acquisition.phase or acquisition.real)
+    if "brain_mask" not in given:
+        recipe, reasons = _mask(recipe, whole=whole, magnitude=magnitude, phase=has_phase)
+        notices += reasons
 
     skipped |= _skipped_stages(acquisition, recipe, given, magnitude)
     if "brain_mask" in given and not recipe.mask_file:
@@ -120,11 +117,34 @@ def plan_acquisition(acquisition: Acquisition, recipe: Recipe, execution: Execut
             notices.append(f"no regions: {reason}")
     kept, reasons = _spaces(acquisition, recipe, regions, whole and magnitude and "inversion" not in skipped)
     recipe, notices = replace(recipe, output_spaces=kept), notices + reasons
+    if recipe.reference == "csf" and "inversion" not in skipped and "relaxometry" in skipped:
+        skipped["reference"] = f"it needs R2*, but there is {skipped['relaxometry']}"
+        notices.append(f"no csf reference, because {skipped['reference']}: values are relative to an unknown constant")
     wanted = recipe.reference_region and not recipe.reference_region.endswith((".nii", ".nii.gz"))
+    if wanted:
+        region_indices(recipe.reference_region, read_atlas(recipe.atlas))  # a wrong name is told before anything runs
     if recipe.reference == "region" and wanted and not regions:
         skipped["reference"] = "there are no regions"
         notices.append(f"no reference region '{recipe.reference_region}': values are relative to an unknown constant")
     return Plan(acquisition, recipe, grid, atlas, regions, skipped, given, tuple(notices))
+
+
+def _mask(recipe: Recipe, *, whole: bool, magnitude: bool, phase: bool) -> tuple[Recipe, list[str]]:
+    """The recipe with masking methods that the images allow, and notices for the others."""
+    names, reasons = list(recipe.mask_methods), []
+    if "template" in names and not (whole and magnitude):
+        names = ["threshold" if name == "template" and magnitude else name for name in names if magnitude or name != "template"]
+        why = "the field of view holds only part of a head" if magnitude else "there is no magnitude"
+        reasons.append(f"no brain extraction, because {why}")
+    if "quality" in names and not phase:
+        names.remove("quality")
+        reasons.append("no mask from the quality of the phase, because there is none")
+    if not reasons:
+        return recipe, []
+    mask = " & ".join(dict.fromkeys(names)) or ("threshold" if magnitude else "quality")
+    dropped = set(recipe.mask_methods) - set(mask.split(" & "))
+    kept = {name: values for name, values in recipe.parameters.items() if name not in dropped}
+    return replace(recipe, mask=mask, parameters=kept), [f"{'; '.join(reasons)}; mask: {mask}"]
 
 
 def _skipped_stages(acquisition: Acquisition, recipe: Recipe, given: Mapping[str, str], magnitude: bool) -> dict[str, str]:

@@ -139,4 +139,5 @@ def init_labels_wf(atlas: Atlas, labels_file: str, through: str, *, voxels: int)
         ])  # fmt: skip
     else:
         outputs.inputs.labels = labels_file
+        workflow.add_nodes([outputs])  # which no connection does here
     return workflow
