@@ -51,7 +51,9 @@ def irfftn(spectrum: np.ndarray, shape: Sequence[int], crop: Sequence[int] | Non
 
 def convolve(volume: np.ndarray, spectrum: np.ndarray, shape: Sequence[int]) -> np.ndarray:
     """Circular convolution on the grid ``shape`` of a zero-padded volume with a kernel given by its half spectrum; cropped."""
-    return irfftn(spectrum * rfftn(volume, shape), shape, volume.shape)
+    product = rfftn(volume, shape)
+    product *= spectrum
+    return irfftn(product, shape, volume.shape)
 
 
 def frequencies(shape: Sequence[int], voxel_size: Sequence[float], half: bool = True) -> list[np.ndarray]:

@@ -94,7 +94,7 @@ def threshold(magnitude: np.ndarray, *, voxel_size: Sequence[float], factor: flo
     return morphology.largest(morphology.open_(signal, smooth, voxel_size))
 
 
-def from_quality(quality: np.ndarray, *, voxel_size: Sequence[float], threshold: float = 0.3, fill: float = 2.0) -> np.ndarray:
+def from_quality(quality: np.ndarray, *, voxel_size: Sequence[float], threshold: float = 0.4, fill: float = 2.0) -> np.ndarray:
     """Voxels whose phase can be trusted.
 
     Parameters

@@ -100,7 +100,8 @@ def _dictionary(columns: list[str]) -> dict[str, dict[str, str]]:
 
 
 class _PickRegionInputSpec(BaseInterfaceInputSpec):
-    region = traits.Str(mandatory=True, desc="name or index of a region, several with '+'; or path of a mask")
+    region = traits.Str(desc="name or index of a region, several with '+'")
+    region_file = File(exists=True, desc="a mask instead")
     atlas = traits.Str(mandatory=True, desc="name or path of the atlas, for the names of its regions")
     labels = File(exists=True, desc="segmentation in the space of the maps (X, Y, Z)")
     like = File(exists=True, mandatory=True, desc="image on the wanted grid")
@@ -117,13 +118,13 @@ class PickRegion(SimpleInterface):
     output_spec = _PickRegionOutputSpec
 
     def _run_interface(self, runtime):
-        grid, region = images.read_grid(self.inputs.like), self.inputs.region
-        if region.endswith((".nii", ".nii.gz")):
-            if not images.read_grid(region).matches(grid):
-                raise ValueError(f"{region}: the reference region must lie on the grid of the gradient-echo images")
-            mask = images.read(region, bool)
+        grid, path = images.read_grid(self.inputs.like), self.inputs.region_file
+        if isdefined(path):
+            if not images.read_grid(path).matches(grid):
+                raise ValueError(f"{path}: the reference region must lie on the grid of the gradient-echo images")
+            mask = images.read(path, bool)
         else:
-            indices = region_indices(region, read_atlas(self.inputs.atlas))
+            indices = region_indices(self.inputs.region, read_atlas(self.inputs.atlas))
             mask = np.isin(images.read(self.inputs.labels, np.int32), indices)
         self._results["mask"] = images.write(Path(runtime.cwd) / "region.nii", mask, grid)
         return runtime

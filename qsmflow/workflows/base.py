@@ -194,7 +194,9 @@ class _Acquisition:
         if not plan.runs("inversion"):
             return
         if plan.recipe.reference_region and plan.runs("reference"):
-            pick = PickRegion(region=plan.recipe.reference_region, atlas=plan.recipe.atlas)
+            region = plan.recipe.reference_region
+            kind = "region_file" if region.endswith((".nii", ".nii.gz")) else "region"
+            pick = PickRegion(atlas=plan.recipe.atlas, **{kind: region})
             node = make_node(pick, "reference_region", volumes=3, voxels=plan.voxels)
             self.feed(node, labels="labels", like="combined")
             self.gain(node, region="mask")

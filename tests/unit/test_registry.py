@@ -82,11 +82,13 @@ def phantom(noise: float = 0.2) -> dict[str, np.ndarray]:
     prior = ndimage.gaussian_filter(mask.astype(np.float32), 1.0)
     prior[:, 12, :] = 0  # a gap to be closed
     rng = np.random.default_rng(2)
+    quality = np.clip(0.9 - 0.6 * rng.random(SHAPE) ** 3, 0, 1) * mask
+    quality[10:12] = 0  # likewise
     arrays = {
         "phase": np.angle(signal), "magnitude": np.abs(signal), "mask": mask, "total_field": total * mask,
         "local_field": local * mask, "field_error": (0.002 + 0.002 * rng.random(SHAPE)) * mask, "chi": chi,
         "r2star": r2star * mask,
-        "quality": np.clip(0.9 - 0.6 * rng.random(SHAPE) ** 3, 0, 1) * mask, "prior": prior, "region": region,
+        "quality": quality, "prior": prior, "region": region,
         "unwrapped": unwrapped * mask[..., None], "offset": np.zeros(SHAPE),
     }  # fmt: skip
     arrays = {name: np.ascontiguousarray(a, bool if a.dtype == bool else np.float32) for name, a in arrays.items()}

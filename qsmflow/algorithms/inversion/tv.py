@@ -83,6 +83,7 @@ def tv(
     kernel = dipole_kernel(shape, voxel_size=voxel_size, b0_dir=b0_dir)
     rho = np.float32(100 * lambda_)
     scale = rho * _quadratic_inverse(shape, voxel_size, kernel, rho)
+    weighted_kernel = kernel / rho
     inverse_size = tuple(np.float32(1 / h) for h in voxel_size)
 
     chi, forward = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
@@ -93,7 +94,9 @@ def tv(
     for _ in range(iterations):
         operators.divergence(target, inverse_size, right)
         spectrum = fourier.rfftn(right, shape)
-        spectrum += (kernel / rho) * fourier.rfftn(data_target, shape)
+        data_spectrum = fourier.rfftn(data_target, shape)
+        data_spectrum *= weighted_kernel
+        spectrum += data_spectrum
         spectrum *= scale
         previous, chi = chi, fourier.irfftn(spectrum, shape)
         spectrum *= kernel
@@ -113,8 +116,23 @@ def _quadratic_inverse(shape, voxel_size, kernel, rho):
 
 def change(now: np.ndarray, before: np.ndarray) -> float:
     """Relative change ``||now - before|| / ||now||``, accumulated in float64; infinite for a zero ``now``."""
-    norm = np.linalg.norm(now.ravel().astype(np.float64))
-    return float(np.linalg.norm((now - before).ravel().astype(np.float64)) / norm) if norm else float("inf")
+    square, norm = _squares(now, before).sum(axis=0)
+    return float(np.sqrt(square / norm)) if norm else float("inf")
+
+
+@njit(parallel=True, cache=True)
+def _squares(now, before):
+    """Sums of squares of the difference and of ``now`` for each plane of the first axis, in an order of its own each."""
+    sums = np.empty((now.shape[0], 2))
+    for i in prange(now.shape[0]):
+        square, norm = 0.0, 0.0
+        for j in range(now.shape[1]):
+            for k in range(now.shape[2]):
+                step = np.float64(now[i, j, k] - before[i, j, k])
+                square += step * step
+                norm += np.float64(now[i, j, k]) ** 2
+        sums[i, 0], sums[i, 1] = square, norm
+    return sums
 
 
 @njit(parallel=True, cache=True)

@@ -1,0 +1,338 @@
+"""Graphs are built and expanded, not run: the right nodes for what there is, and nothing left unconnected."""
+
+import json
+
+import nibabel as nb
+import numpy as np
+import pytest
+from nipype.interfaces.base import isdefined
+from nipype.pipeline.engine.utils import generate_expanded_graph
+
+from qsmflow.bids.inputs import read_dataset
+from qsmflow.bids.outputs import product_path
+from qsmflow.config import Execution, Recipe
+from qsmflow.workflows.base import init_qsmflow_wf
+from qsmflow.workflows.failures import acquisition_workflow_name
+
+#: Field of view, mm: a head, and a slab of one.
+HEAD, PATCH = 200, 60
+
+OFFSET, UNWRAP, FIELD = "field_wf.offset_removal", "field_wf.unwrapping", "field_wf.field_mapping"
+BACKGROUND, INVERT, REFERENCE = (f"susceptibility_wf.{n}" for n in ("background_removal", "inversion", "referencing"))
+BRAIN, QUALITY = "mask_wf.brain_extraction", "mask_wf.quality"
+TO_T1W, TO_TEMPLATE = "registration_wf.magnitude_to_t1w", "registration_wf.magnitude_to_template"
+LABELS, TABLE, CHI_T1W, CHI_TEMPLATE = "labels_wf.labels", "tabulate", "chi_to_t1w", "chi_to_template"
+#: Everything between the phase and the table of regions.
+CHAIN = {OFFSET, UNWRAP, FIELD, BACKGROUND, INVERT, REFERENCE}
+
+
+class Study:
+    """A BIDS dataset of headers: images of 6 x 7 x 8 voxels."""
+
+    shape = (6, 7, 8)
+
+    def __init__(self, root):
+        self.root, self.bids = root, root / "bids"
+        self.bids.mkdir()
+        (self.bids / "dataset_description.json").write_text('{"Name": "headers", "BIDSVersion": "1.10.0"}')
+
+    def image(self, path, fov=HEAD):
+        affine = np.diag([*(fov / n for n in self.shape), 1.0])
+        path.parent.mkdir(parents=True, exist_ok=True)
+        nb.save(nb.Nifti1Image(np.ones(self.shape, np.int16), affine), path)
+        return str(path)
+
+    def scan(self, sub="01", echoes=3, parts=("mag", "phase"), run="", fov=HEAD):
+        suffix = "MEGRE" if echoes > 1 else "T2starw"
+        for echo in range(1, echoes + 1):
+            for part in parts:
+                name = f"sub-{sub}{run}" + f"_echo-{echo}" * (echoes > 1) + f"_part-{part}_{suffix}"
+                path = self.bids / f"sub-{sub}" / "anat" / f"{name}.nii"
+                self.image(path, fov)
+                path.with_suffix(".json").write_text(json.dumps({"EchoTime": 0.008 * echo, "MagneticFieldStrength": 3}))
+
+    def t1w(self, sub="01"):
+        self.image(self.bids / f"sub-{sub}" / "anat" / f"sub-{sub}_T1w.nii")
+
+    def given(self, *products, sub="01"):
+        """A derivatives dataset with ready-made maps."""
+        for product in products:
+            extra = {"atlas": "CIT168"} if product == "labels" else {}
+            self.image(product_path(self.root / "given", {"sub": sub}, product, **extra))
+        return {"derivatives": (self.root / "given",)}
+
+    def graph(self, recipe, **settings):
+        """The expanded graph of the whole study."""
+        execution = Execution(self.bids, self.root / "out", self.root / "work", **settings)
+        dataset = read_dataset(execution, recipe)
+        assert dataset.problems == ()
+        workflow = init_qsmflow_wf(dataset.acquisitions, recipe, execution)
+        flat = workflow._create_flat_graph()
+        check_edges(flat)
+        graph = generate_expanded_graph(flat)
+        check_inputs(graph)
+        return graph
+
+
+def check_edges(flat):
+    """Every edge starts at a declared output and ends in a declared input."""
+    assert len(flat) > 10
+    for source, target, data in flat.edges(data=True):
+        for output, field in data["connect"]:
+            output = output[0] if isinstance(output, tuple) else output
+            assert output in source.outputs.copyable_trait_names(), f"{source.fullname} has no output {output}"
+            assert field in target.inputs.copyable_trait_names(), f"{target.fullname} has no input {field}"
+
+
+def check_inputs(graph):
+    """Without the nodes of fields: every mandatory input of every node is set or connected, once."""
+    for node in graph:
+        fed = [field for *_, edge in graph.in_edges(node, data=True) for _, field in edge["connect"]]
+        assert len(fed) == len(set(fed)), f"{node.fullname}: two edges into one of {fed}"
+        for name, trait in node.inputs.traits(mandatory=True).items():
+            assert isdefined(getattr(node.inputs, name)) or name in fed, (
+                f"{node.fullname}.{name} is neither set nor fed ({trait})"
+            )
+
+
+def names(graph, sub="01"):
+    """Nodes of an acquisition, without the name of its workflow."""
+    prefix = f"qsmflow_wf.{acquisition_workflow_name(f'sub-{sub}')}."
+    return {node.fullname.removeprefix(prefix) for node in graph if node.fullname.startswith(prefix)}
+
+
+def saved(graph, sub="01"):
+    return {name.removeprefix("outputs_wf.save_") for name in names(graph, sub) if name.startswith("outputs_wf.save_")}
+
+
+def node(graph, name):
+    return next(n for n in graph if n.fullname.endswith(name))
+
+
+@pytest.fixture
+def study(tmp_path):
+    return Study(tmp_path)
+
+
+@pytest.fixture
+def native_atlas(study):
+    return study.image(study.root / "lesion_mask.nii")
+
+
+SAVED = {
+    "combined", "brain_mask", "qsm_mask", "r2star", "t2star", "s0", "chi", "total_field", "local_field", "field_magnitude",
+    "unwrapped_1", "unwrapped_2", "unwrapped_3", "labels", "labels_table", "region_table", "chi_template", "figures", "quality",
+}  # fmt: skip
+
+
+def test_everything_with_a_t1w(study):
+    study.scan()
+    study.t1w()
+    graph = study.graph(Recipe.load("consensus"))
+    found = names(graph)
+    assert {*CHAIN, BRAIN, QUALITY, TO_T1W, LABELS, TABLE, CHI_TEMPLATE, "relaxometry"} <= found
+    assert not {TO_TEMPLATE, CHI_T1W, "take_field", "reference_region"} & found
+    assert saved(graph) == SAVED
+    shared = {n.fullname for n in graph} - {f"qsmflow_wf.{acquisition_workflow_name('sub-01')}.{name}" for name in found}
+    assert shared == {"qsmflow_wf.t1w_sub_01_T1w.t1w_brain_extraction", "qsmflow_wf.t1w_sub_01_T1w.t1w_to_template"}
+
+
+@pytest.mark.parametrize("recipe", ["consensus", "fast"])
+@pytest.mark.parametrize("echoes", [1, 2, 5])
+def test_echoes(study, recipe, echoes):
+    study.scan(echoes=echoes)
+    graph = study.graph(Recipe.load(recipe))
+    found = names(graph)
+    several = {OFFSET, "relaxometry"}
+    assert found & several == (several if echoes > 1 else set())
+    assert {UNWRAP, FIELD, BACKGROUND, INVERT, REFERENCE, TO_TEMPLATE, LABELS, TABLE} <= found
+    assert {f"unwrapped_{echo + 1}" for echo in range(echoes)} == {name for name in saved(graph) if "unwrapped" in name}
+    assert node(graph, UNWRAP).inputs.echo_times == [pytest.approx(0.008 * (echo + 1)) for echo in range(echoes)]
+    assert (CHI_TEMPLATE in found) == (recipe == "consensus")
+
+
+def test_no_t1w(study):
+    study.scan()
+    found = names(study.graph(Recipe()))
+    assert {TO_TEMPLATE, LABELS, TABLE, CHI_TEMPLATE} <= found
+    assert TO_T1W not in found
+
+
+def test_no_magnitude(study):
+    study.scan(parts=("phase",))
+    study.t1w()
+    graph = study.graph(Recipe())
+    found = names(graph)
+    assert {*CHAIN, QUALITY} <= found
+    assert not {BRAIN, TO_T1W, TO_TEMPLATE, LABELS, TABLE, CHI_TEMPLATE, "relaxometry"} & found
+    assert not {"combined", "r2star"} & saved(graph)
+    assert [method[0] for method in node(graph, "mask_wf.mask").inputs.methods] == ["quality"]
+
+
+@pytest.mark.parametrize("parts", [("mag",), ("mag", "phase")])
+def test_relaxation_only(study, parts):
+    study.scan(parts=parts)
+    study.t1w()
+    graph = study.graph(Recipe(outputs=("r2star",)))
+    found = names(graph)
+    assert {BRAIN, "relaxometry"} <= found
+    assert not {*CHAIN, TO_T1W, LABELS, TABLE, CHI_TEMPLATE} & found
+    assert saved(graph) == {"combined", "brain_mask", "r2star", "t2star", "s0", "figures", "quality"}
+    methods = [method[0] for method in node(graph, "mask_wf.mask").inputs.methods]
+    assert methods == ["template", "quality"] if "phase" in parts else ["template"]
+
+
+def test_relaxation_of_a_patch_with_a_mask_from_phase_quality(study):
+    """A mask that only phase could give: without phase, the magnitude has to do."""
+    study.scan(parts=("mag",), fov=PATCH)
+    graph = study.graph(Recipe(outputs=("r2star",), mask="quality"))
+    assert [method[0] for method in node(graph, "mask_wf.mask").inputs.methods] == ["threshold"]
+
+
+def test_real_and_imaginary(study):
+    study.scan(parts=("real", "imag"))
+    graph = study.graph(Recipe())
+    assert {*CHAIN, BRAIN, "relaxometry", TO_TEMPLATE} <= names(graph)
+    load = node(graph, "sub_01.load").inputs
+    assert (len(load.real), len(load.imag), len(load.phase), len(load.magnitude)) == (3, 3, 0, 0)
+
+
+def test_patch(study):
+    study.scan(fov=PATCH)
+    study.t1w()
+    graph = study.graph(Recipe())
+    assert names(graph) >= {*CHAIN, QUALITY, "relaxometry"}
+    assert not {BRAIN, TO_T1W, TO_TEMPLATE, LABELS, TABLE, CHI_TEMPLATE} & names(graph)
+    assert [method[0] for method in node(graph, "mask_wf.mask").inputs.methods] == ["threshold", "quality"]
+    assert not any("t1w" in n.fullname for n in graph)
+
+
+def test_mask_by_path(study):
+    study.scan()
+    mask = study.image(study.root / "mine.nii")
+    graph = study.graph(Recipe(mask=mask))
+    assert BRAIN not in names(graph)
+    assert node(graph, "mask_wf.mask").inputs.in_file == mask
+
+
+def test_given_mask(study):
+    study.scan()
+    graph = study.graph(Recipe(), **study.given("brain_mask"))
+    assert BRAIN not in names(graph)
+    assert node(graph, "mask_wf.mask").inputs.in_file.endswith("given/sub-01/anat/sub-01_desc-brain_mask.nii.gz")
+
+
+@pytest.mark.parametrize(
+    ("product", "gone", "unsaved"),
+    [
+        ("total_field", {OFFSET, UNWRAP, FIELD}, {"unwrapped_1"}),
+        ("local_field", {OFFSET, UNWRAP, FIELD, BACKGROUND}, {"unwrapped_1", "total_field"}),
+    ],
+)
+@pytest.mark.parametrize("parts", [("mag", "phase"), ("phase",)])
+def test_given_field(study, product, gone, unsaved, parts):
+    study.scan(parts=parts)
+    graph = study.graph(Recipe(), **study.given(product))
+    found = names(graph)
+    assert "take_field" in found
+    assert found & CHAIN == CHAIN - gone
+    assert not unsaved & saved(graph)
+    assert {"chi", "local_field"} <= saved(graph)
+    assert node(graph, "take_field").inputs.b0 == 3
+
+
+def test_both_fields_given_the_local_one_is_taken(study):
+    study.scan()
+    graph = study.graph(Recipe(), **study.given("total_field", "local_field"))
+    assert "local" in node(graph, "take_field").inputs.in_file
+    assert BACKGROUND not in names(graph)
+
+
+def test_given_labels(study):
+    study.scan()
+    study.t1w()
+    graph = study.graph(Recipe(), **study.given("labels"))
+    assert TABLE in names(graph)
+    assert not {TO_T1W, TO_TEMPLATE, LABELS, CHI_TEMPLATE} & names(graph)
+    assert node(graph, TABLE).inputs.labels.endswith("sub-01_space-GRE_atlas-CIT168_dseg.nii.gz")
+    assert {"labels", "labels_table", "region_table"} <= saved(graph)
+
+
+def test_atlas_on_the_images_by_path(study, native_atlas):
+    study.scan(fov=HEAD)
+    graph = study.graph(Recipe(atlas=native_atlas))
+    assert TABLE in names(graph)
+    assert not {TO_TEMPLATE, LABELS, CHI_TEMPLATE} & names(graph)
+    assert node(graph, TABLE).inputs.labels == native_atlas
+    assert node(graph, "save_region_table").inputs.extra == {"atlas": "lesionmask"}
+
+
+def test_atlas_on_the_t1w_by_path(study):
+    study.scan()
+    study.t1w()
+    atlas = study.image(study.root / "space-T1w_desc-lesion_mask.nii")
+    graph = study.graph(Recipe(atlas=atlas))
+    assert {TO_T1W, LABELS, TABLE, CHI_TEMPLATE} <= names(graph)
+    sources = {source.name for source, _ in graph.in_edges(node(graph, LABELS))}
+    assert sources == {"combine_magnitude", "magnitude_to_t1w"}  # the template has no part in it
+
+
+@pytest.mark.parametrize(
+    ("settings", "there", "absent"),
+    [
+        ({"reference": "none"}, set(), {REFERENCE, "reference_region"}),
+        ({"reference": "brain"}, {REFERENCE}, {"reference_region"}),
+        ({"reference": "csf"}, {REFERENCE, "relaxometry"}, {"reference_region"}),
+        ({"reference": "csf", "outputs": ("qsm",), "output_spaces": ("GRE",)}, {REFERENCE, "relaxometry"}, {LABELS}),
+        ({"reference": "region", "reference_region": "Pu_L+Pu_R"}, {REFERENCE, "reference_region", LABELS}, set()),
+        ({"offset": "none"}, {UNWRAP}, {OFFSET}),
+    ],
+)
+def test_settings(study, settings, there, absent):
+    study.scan()
+    graph = study.graph(Recipe(**settings))
+    assert there <= names(graph)
+    assert not absent & names(graph)
+
+
+def test_reference_region_by_path_needs_no_atlas(study):
+    study.scan(fov=PATCH)
+    region = study.image(study.root / "ventricle.nii", PATCH)
+    graph = study.graph(Recipe(reference="region", reference_region=region))
+    assert {REFERENCE, "reference_region"} <= names(graph)
+
+
+@pytest.mark.parametrize("settings", [{"echoes": 1}, {"parts": ("phase",)}])
+def test_reference_that_cannot_be_found_is_told(study, settings):
+    """CSF is found by its R2*, which needs two echoes with magnitude."""
+    study.scan(**settings)
+    graph = study.graph(Recipe(reference="csf"))
+    assert REFERENCE not in names(graph)
+    assert any("csf" in notice for notice in node(graph, "sub_01.report").inputs.notices)
+
+
+@pytest.mark.parametrize("outputs", [("qsm", "rois"), ("qsm",)])
+def test_output_space_t1w(study, outputs):
+    study.scan()
+    study.t1w()
+    graph = study.graph(Recipe(outputs=outputs, output_spaces=("GRE", "T1w")))
+    assert {TO_T1W, CHI_T1W} <= names(graph)
+    assert {"chi", "chi_t1w"} <= saved(graph)
+    assert (LABELS in names(graph)) == ("rois" in outputs)
+    assert node(graph, CHI_T1W).inputs.reference.endswith("sub-01_T1w.nii")
+
+
+def test_acquisitions_share_the_registration_of_their_t1w(study):
+    study.scan(run="_run-1")
+    study.scan(run="_run-2")
+    study.t1w()
+    study.scan(sub="02")
+    study.t1w(sub="02")
+    graph = study.graph(Recipe())
+    registrations = [n for n in graph if n.name == "t1w_to_template"]
+    assert [n.fullname for n in registrations] == [
+        f"qsmflow_wf.t1w_sub_{sub}_T1w.t1w_to_template" for sub in ("01", "02")
+    ]  # fmt: skip
+    users = {name.split(".")[1] for name in (target.fullname for _, target in graph.out_edges(registrations[0]))}
+    assert users == {acquisition_workflow_name(f"sub-01_run-{run}") for run in (1, 2)}
+    assert len([n for n in graph if n.name == "magnitude_to_t1w"]) == 3
