@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -44,20 +43,17 @@ def environment(values: dict[str, str]) -> Iterator[None]:
 def limit_threads(threads: int) -> Iterator[None]:
     """Give this process ``threads`` threads in FFTs, Numba, OpenMP and ITK for the length of a block.
 
-    Libraries that are loaded later read the environment; SciPy and a Numba that is already loaded (whose pool cannot grow
-    any more) are told directly.
+    Libraries that are loaded later read the environment. SciPy and Numba are told directly: Numba's pool cannot change its size
+    once it exists, and compiling fails where the environment asks for another one.
     """
-    numba = sys.modules.get("numba")
+    import numba
+
     values = thread_environment(threads)
-    if numba is not None:
-        del values["NUMBA_NUM_THREADS"]  # Numba refuses a change once its pool exists
-    with environment(values), scipy.fft.set_workers(threads):
-        if numba is None:
+    del values["NUMBA_NUM_THREADS"]
+    before = numba.get_num_threads()
+    numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))
+    try:
+        with environment(values), scipy.fft.set_workers(threads):
             yield
-            return
-        before = numba.get_num_threads()
-        numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))
-        try:
-            yield
-        finally:
-            numba.set_num_threads(before)
+    finally:
+        numba.set_num_threads(before)
