@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import numba  # noqa: F401 - keeps the number of threads that it finds in the environment now, before tests change that
 import numpy as np
 import pytest
 

@@ -22,7 +22,7 @@ from nipype.pipeline.plugins.base import GraphPluginBase, PluginBase
 
 from qsmflow.config import read_plugin_file
 from qsmflow.errors import QsmflowError, UsageError, nearest
-from qsmflow.interfaces.threads import thread_environment
+from qsmflow.interfaces.threads import environment, thread_environment
 from qsmflow.workflows.failures import Failure, NodesFailed, last_line, write_crash_file
 from qsmflow.workflows.plugin import NodeProcessPlugin, Observer
 
@@ -90,9 +90,9 @@ class _Watched:
         """Run the graph; Nipype calls this."""
         self.observer.begin(graph)
         os.environ.setdefault("LOGNAME", getpass.getuser())  # Nipype's SLURM plugin names jobs with it
-        os.environ.update(thread_environment(self.threads))  # schedulers hand the environment on
         try:
-            super().run(graph, config, updatehash=updatehash)
+            with environment(thread_environment(self.threads)):  # schedulers hand it on
+                super().run(graph, config, updatehash=updatehash)
         except RuntimeError as error:  # what Nipype's plugins raise when a node failed
             if all(self.settle(node, graph) for node in nx.topological_sort(graph)):
                 raise QsmflowError(f"the plugin failed: {error}") from error
