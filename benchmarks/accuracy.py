@@ -63,11 +63,17 @@ def from_truth(head: Head) -> None:
         score = field_score(made["local_field"], truth, "local_field")
         rows.append([name, score["nrmse"], score["xsim"], f"{kept:.0%}"])
     table("Background removal from the true total field", ["method", "NRMSE %", "XSIM", "mask kept"], rows)
-    rows = []
+    fields = {name: truth[name] for name in ("total_field", "local_field")}
+    rows: dict[bool, list[list]] = {False: [], True: []}
     for name in registry.names("inversion"):
-        made = apply(head, "inversion", name, **arrays, local_field=truth["local_field"])
-        rows.append([name, *chi_score(made["chi"], truth)])
-    table("Inversion of the true local field", ["method", *_CHI_TITLES], rows)
+        made = apply(head, "inversion", name, **arrays, **fields)
+        rows[registry.find("inversion", name).from_total_field].append([name, *chi_score(made["chi"], truth)])
+    table("Inversion of the true local field", ["method", *_CHI_TITLES], rows[False])
+    for background in registry.names("background"):
+        made = apply(head, "background", background, **arrays, total_field=truth["total_field"])
+        chi = apply(head, "inversion", "tv", **{**arrays, **made})["chi"]
+        rows[True].append([f"{background}, then tv", *chi_score(chi, truth)])
+    table("From the true total field to susceptibility, in one step and in two", ["method", *_CHI_TITLES], rows[True])
 
 
 def misplacement(head: Head) -> None:

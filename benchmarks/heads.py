@@ -153,7 +153,7 @@ def run(recipe: Recipe, head: Head, apply: Callable | None = None) -> dict[str, 
     have["field_mask"] = have["mask"]  # background removal may shrink the other
     have |= step("relaxometry", recipe.relaxometry, mask=brain)
     for stage in ("offset", "unwrap", "field", "background", "inversion", "reference"):
-        if getattr(recipe, stage) != "none":
+        if (stage, getattr(recipe, stage)) in recipe.methods:
             have |= step(stage, getattr(recipe, stage))
     return have
 

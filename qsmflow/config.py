@@ -43,6 +43,9 @@ SPACES = {
 #: Recipes that come with the package.
 RECIPES = ("consensus", "fast")
 
+#: Entities that may tell orientations of one head apart (``--cosmos``).
+ORIENTATION_ENTITIES = ("acq", "ses", "run")
+
 #: Stages whose method a recipe names directly (``mask`` is an expression of methods).
 _METHODS = ("offset", "unwrap", "field", "relaxometry", "background", "inversion", "reference")
 
@@ -69,6 +72,7 @@ class Recipe:
     output_spaces: tuple[str, ...] = ("GRE", "MNI152NLin2009cAsym")
     b0: float | None = None
     phase_sign: str = "auto"
+    cosmos: str = ""
     parameters: Mapping[str, Mapping[str, object]] = dataclass_field(default_factory=dict)
 
     def __post_init__(self):
@@ -79,6 +83,8 @@ class Recipe:
         chosen = {name for _, name in self.methods}
         every = {row.name for row in registry.ALGORITHMS}
         for method in self.parameters:
+            if self.single_step and method in registry.names("background"):
+                raise UsageError(f"parameters given for '{method}', but {self.no_background}")
             if method not in every:
                 raise UsageError(f"parameters of an unknown method '{method}'{nearest(method, every)}")
             if method not in chosen:
@@ -95,8 +101,19 @@ class Recipe:
             raise UsageError(f"phase sign must be 'auto', '+' or '-', not '{self.phase_sign}'")
         if self.b0 is not None and not 0 < self.b0 < 30:
             raise UsageError(f"B0 must be given in tesla, not {self.b0}")
+        if self.cosmos:
+            self._check_cosmos()
         if (self.reference == "region") != bool(self.reference_region):
             raise UsageError("reference 'region' needs a region (an atlas label or a mask file), and only it takes one")
+
+    def _check_cosmos(self) -> None:
+        if self.cosmos not in ORIENTATION_ENTITIES:
+            near = nearest(self.cosmos, ORIENTATION_ENTITIES)
+            raise UsageError(f"cosmos: orientations cannot be told apart by '{self.cosmos}'{near}")
+        if self.single_step:
+            raise UsageError(f"cosmos combines local fields, but {self.no_background}")
+        if "qsm" not in self.outputs:
+            raise UsageError("cosmos makes a susceptibility map, but the outputs leave out qsm")
 
     @property
     def mask_file(self) -> str | None:
@@ -109,12 +126,23 @@ class Recipe:
         return () if self.mask_file else tuple(part.strip() for part in self.mask.split("&"))
 
     @property
+    def single_step(self) -> bool:
+        """Whether the inversion starts from the total field; ``background`` then has no part in the recipe."""
+        return registry.find("inversion", self.inversion).from_total_field
+
+    @property
+    def no_background(self) -> str:
+        """Why a single-step recipe removes no background field, in words."""
+        return f"{self.inversion} starts from the total field and takes no background removal before it"
+
+    @property
     def methods(self) -> tuple[tuple[str, str], ...]:
         """(stage, method) pairs of this recipe, in the order of the chain."""
         pairs = []
         for stage in registry.STAGES:
             chosen = self.mask_methods if stage == "mask" else (getattr(self, stage),)
-            pairs += [(stage, name) for name in chosen if name != "none"]
+            if not (stage == "background" and self.single_step):
+                pairs += [(stage, name) for name in chosen if name != "none"]
         return tuple(pairs)
 
     def values(self, stage: str, name: str) -> dict[str, object]:
@@ -125,6 +153,10 @@ class Recipe:
     def hash(self) -> str:
         """Twelve hex digits over everything that changes numbers: methods, versions, merged parameters, content of files."""
         content = {key: _content(value) for key, value in asdict(replace(self, name="", parameters={})).items()}
+        if self.single_step:
+            del content["background"]
+        if not self.cosmos:
+            del content["cosmos"]
         content["methods"] = [
             [stage, name, registry.find(stage, name).version, self.values(stage, name)] for stage, name in self.methods
         ]
@@ -133,6 +165,8 @@ class Recipe:
     def to_toml(self) -> str:
         """The recipe as TOML, every parameter written out."""
         content = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) not in (None, "")}
+        if self.single_step:
+            del content["background"]
         content["outputs"], content["output_spaces"] = list(self.outputs), list(self.output_spaces)
         content["parameters"] = {name: self.values(stage, name) for stage, name in self.methods if self.values(stage, name)}
         return tomli_w.dumps(content)
@@ -149,9 +183,12 @@ class Recipe:
             if key in values:
                 values[key] = tuple(values[key])
         try:
-            return cls(**values)
+            recipe = cls(**values)
         except (UsageError, TypeError) as error:
             raise UsageError(f"{where}: {error}") from error
+        if "background" in content and recipe.single_step:
+            raise UsageError(f"{where}: background = '{recipe.background}' is given, but {recipe.no_background}")
+        return recipe
 
     @classmethod
     def load(cls, name: str) -> Recipe:

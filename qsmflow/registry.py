@@ -112,6 +112,11 @@ class Algorithm:
         return _parameters(self.call)
 
     @property
+    def from_total_field(self) -> bool:
+        """Whether an inversion starts from the total field, so that no background removal comes before it."""
+        return self.stage == "inversion" and "total_field" in self.arrays
+
+    @property
     def summary(self) -> str:
         """The docstring's first line."""
         return inspect.getdoc(self.call).split("\n", 1)[0]
@@ -138,7 +143,7 @@ STAGES = {
         Stage("relaxometry", "relaxometry", ("magnitude", "mask"), ("r2star", "t2star", "s0")),
         Stage("mask", "masking", ("magnitude", "quality", "prior"), ("mask",)),
         Stage("background", "background field removal", ("total_field", "mask", "field_error"), ("local_field", "mask")),
-        Stage("inversion", "dipole inversion", ("local_field", "mask", "field_error", "magnitude"), ("chi",)),
+        Stage("inversion", "dipole inversion", ("local_field", "total_field", "mask", "field_error", "magnitude"), ("chi",)),
         Stage("reference", "referencing", ("chi", "mask", "r2star", "region"), ("chi", "shift"), optional=True),
     )
 }
@@ -264,6 +269,23 @@ ALGORITHMS = (
         ("bilgic2014tv",),
         "Susceptibility was computed by total-variation regularised inversion (weight {lambda_}, ADMM, at most {iterations}"
         " iterations).",
+    ),
+    Algorithm(
+        "inversion",
+        "sstv",
+        "singlestep.sharp:sstv",
+        ("chatnuntawech2017",),
+        "Susceptibility was computed from the total field in a single step with spherical mean values (radii from {max_radius}"
+        " to {min_radius} mm) and total variation (weight {lambda_}, ADMM, at most {iterations} iterations).",
+    ),
+    Algorithm(
+        "inversion",
+        "sstgv",
+        "singlestep.sharp:sstgv",
+        ("chatnuntawech2017", "bredies2010"),
+        "Susceptibility was computed from the total field in a single step with spherical mean values (radii from {max_radius}"
+        " to {min_radius} mm) and second-order total generalised variation (weight {lambda_}, ratio {ratio}, ADMM, at most"
+        " {iterations} iterations).",
     ),
     Algorithm(
         "reference",

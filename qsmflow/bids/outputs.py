@@ -107,6 +107,10 @@ PRODUCTS: dict[str, Product] = {
         "anat", "Chimap", "Magnetic susceptibility resampled to the template.",
         "ppm", {"space": TEMPLATE, "res": "1"}, _CHAIN, stripped=True, grid="template",
     ),
+    "chi_cosmos": Product(
+        "anat", "Chimap", "Magnetic susceptibility from several orientations of the head (COSMOS); 0 outside the mask.",
+        "ppm", {"desc": "cosmos"}, (*_PHASE, "background", "reference"), stripped=True,
+    ),
     "r2star": Product(
         "anat", "R2starmap", "Effective transverse relaxation rate.", "1/s", stages=("mask", "relaxometry"), stripped=True,
     ),
@@ -131,6 +135,10 @@ PRODUCTS: dict[str, Product] = {
     "qsm_mask": Product(
         "anat", "mask", "Voxels with a susceptibility: brain with reliable phase, less what background removal took.",
         "", {"desc": "qsm"}, ("mask", "background"), dtype="uint8", mask_type="ROI",
+    ),
+    "mask_cosmos": Product(
+        "anat", "mask", "Voxels that at least two orientations of the head have in common.",
+        "", {"desc": "cosmos"}, ("mask", "background"), dtype="uint8", mask_type="ROI",
     ),
     "labels": Product(
         "anat", "dseg", "Atlas regions in the space of the gradient-echo images.",

@@ -12,7 +12,7 @@ from typing import NoReturn
 import qsmflow
 from qsmflow import registry
 from qsmflow.cli import checks, methods
-from qsmflow.config import OUTPUTS, RECIPES, SPACES, Execution, Recipe
+from qsmflow.config import ORIENTATION_ENTITIES, OUTPUTS, RECIPES, SPACES, Execution, Recipe
 from qsmflow.errors import UsageError, nearest
 
 _LEVELS = ("participant",)
@@ -158,6 +158,9 @@ def _add_recipe(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--outputs", **several, help=f"some of {listed} (default: all)")
     listed = "; ".join(f"{key} ({words})" for key, words in SPACES.items())
     group.add_argument("--output-spaces", **several, help=f"some of {listed} (default: GRE and template)")
+    listed = " or ".join(ORIENTATION_ENTITIES)
+    words = f"also combine the orientations of a head: a subject's acquisitions that differ in one entity only, {listed}"
+    group.add_argument("--cosmos", metavar="ENTITY", help=words)
     group.add_argument("--b0", metavar="TESLA", type=_number, help="field strength, where the sidecars lack it or are wrong")
     group.add_argument("--phase-sign", metavar="auto|+|-", help="phase grows (+) or falls (-) in a stronger field")
 
@@ -232,7 +235,7 @@ def _recipe(options: argparse.Namespace) -> Recipe:
     base = Recipe.load(options.recipe)
     changes = {
         stage: getattr(options, stage) for stage in ("offset", "unwrap", "field", "relaxometry", "background", "inversion")
-    } | {key: getattr(options, key) for key in ("b0", "phase_sign")}
+    } | {key: getattr(options, key) for key in ("b0", "phase_sign", "cosmos")}
     for key in ("mask", "atlas", "reference_region"):
         given = getattr(options, key)
         changes[key] = None if given is None else checks.image_file(f"--{key.replace('_', '-')}", given)
@@ -241,6 +244,8 @@ def _recipe(options: argparse.Namespace) -> Recipe:
         changes[key] = tuple(dict.fromkeys(names)) or None
     changes |= _reference(options, changes["reference_region"])
     chosen = replace(base, **{key: value for key, value in changes.items() if value is not None}, parameters={})
+    if options.background and chosen.single_step:
+        raise UsageError(f"--background {options.background}: {chosen.no_background}; leave the option out")
     recipe = replace(chosen, parameters=_parameters(base, chosen, options.parameters))
     return recipe if recipe.hash == base.hash else replace(recipe, name=f"{base.name}, modified")
 
@@ -261,6 +266,8 @@ def _parameters(base: Recipe, chosen: Recipe, given: Sequence[tuple[str, str, st
     for option, method, name, value in given:
         if method not in used:
             stage = next(row.stage for row in registry.ALGORITHMS if row.name == method)
+            if stage == "background" and chosen.single_step:
+                raise UsageError(f"{option}: {chosen.no_background}")
             instead = [used_name for used_stage, used_name in chosen.methods if used_stage == stage]
             title = registry.STAGES[stage].title
             raise UsageError(

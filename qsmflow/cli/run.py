@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from traceback import format_exc
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from nipype.pipeline.engine import Workflow
 
     from qsmflow.bids.inputs import Dataset
+    from qsmflow.bids.orientations import Orientations
     from qsmflow.workflows.plan import Plan
     from qsmflow.workflows.running import Outcome
 
@@ -87,6 +89,7 @@ def _run(recipe: Recipe, execution: Execution) -> int:
                 _draw(workflow, execution)
             outcome = run_workflow(workflow, execution, [job.name for job in todo], say=logger.info)
             _stamp(todo, outcome, recipe, execution)
+            _tell_orientations(todo, recipe, execution)
         touched = {job.subject for job in jobs if job.reason or not _page(execution, job.subject).exists()}
         broken = _pages(execution, sorted(touched))
         return _summary(execution, dataset, jobs, outcome, broken, log)
@@ -151,7 +154,50 @@ def _read(recipe: Recipe, execution: Execution) -> tuple[Dataset, list[_Job]]:
     if not dataset.acquisitions:
         raise DatasetError(f"nothing in {execution.bids_dir} can be processed" + (" (see above)" if dataset.problems else ""))
     plans = [plan_acquisition(acquisition, recipe, execution) for acquisition in dataset.acquisitions]
-    return dataset, [_Job(plan, reason_to_run(execution, plan.acquisition, recipe, plan.given.values())) for plan in plans]
+    jobs = [_Job(plan, reason_to_run(execution, plan.acquisition, recipe, plan.given.values())) for plan in plans]
+    return dataset, _with_partners(jobs, recipe, execution) if recipe.cosmos else jobs
+
+
+def _with_partners(jobs: list[_Job], recipe: Recipe, execution: Execution) -> list[_Job]:
+    """The jobs, where an orientation of a head takes all others of that head with it, as does a result that is gone."""
+    groups = _orientations(jobs, recipe)
+    if not groups:
+        raise DatasetError(f"--cosmos {recipe.cosmos}: no subject has acquisitions that differ only in {recipe.cosmos}-")
+    reasons = {job.name: job.reason for job in jobs}
+    for group in groups:
+        names = [member.name for member in group.members]
+        if any(reasons[name] for name in names) or not _combination(execution, group).is_file():
+            reasons |= {name: reasons[name] or "its orientations have to be combined" for name in names}
+    alone = reasons.keys() - {member.name for group in groups for member in group.members}
+    for name in sorted(alone):
+        logger.info(f"{name}: notice: no part of a COSMOS map (no other acquisition differs only in {recipe.cosmos}-)")
+    return [replace(job, reason=reasons[job.name]) for job in jobs]
+
+
+def _orientations(jobs: Iterable[_Job], recipe: Recipe) -> list[Orientations]:
+    from qsmflow.bids.orientations import group_orientations
+
+    return group_orientations([job.plan.acquisition for job in jobs], recipe.cosmos)
+
+
+def _combination(execution: Execution, group: Orientations) -> Path:
+    from qsmflow.bids.outputs import product_path, sidecar_path
+
+    return sidecar_path(product_path(execution.output_dir, group.entities, "chi_cosmos"))
+
+
+def _tell_orientations(jobs: Iterable[_Job], recipe: Recipe, execution: Execution) -> None:
+    """What the run found about the orientations of each head, from the sidecars that it wrote."""
+    for group in _orientations(jobs, recipe):
+        path = _combination(execution, group)
+        if path.is_file():
+            told = json.loads(path.read_text(encoding="utf-8"))
+            tilts = ", ".join(f"{orientation['TiltDegrees']:g}" for orientation in told["Orientations"])
+            words = f"orientations at {tilts} degrees, condition number {told['ConditionNumber']}"
+            logger.info(f"{group.name}: COSMOS of {len(group.members)} {words}")
+            if told["PoorlyConditioned"]:
+                advice = "noise and streaks are raised; three or more tilts in two planes are needed"
+                logger.warning(f"{group.name}: warning: COSMOS is poorly conditioned: {advice}")
 
 
 def _tell_jobs(jobs: Iterable[_Job]) -> None:

@@ -10,8 +10,9 @@ from qsmflow.interfaces.base import StageInputSpec, StageInterface
 
 class _InvertFieldInputSpec(StageInputSpec):
     algorithm = traits.Enum(*registry.names("inversion"), mandatory=True, desc="method of inversion")
-    local_field = File(exists=True, mandatory=True, desc="local field, ppm (X, Y, Z)")
-    mask = File(exists=True, mandatory=True, desc="where the local field is valid (X, Y, Z)")
+    local_field = File(exists=True, desc="local field, ppm (X, Y, Z)")
+    total_field = File(exists=True, desc="total field, ppm (X, Y, Z), for methods that start from it")
+    mask = File(exists=True, mandatory=True, desc="where the field is valid (X, Y, Z)")
     field_error = File(exists=True, desc="standard deviation of the field, ppm (X, Y, Z)")
     magnitude = File(exists=True, desc="magnitude of all echoes (X, Y, Z, E)")
 
@@ -21,7 +22,7 @@ class _InvertFieldOutputSpec(TraitedSpec):
 
 
 class InvertField(StageInterface):
-    """Compute the susceptibility from the local field."""
+    """Compute the susceptibility from the local field or, in a single step, from the total field."""
 
     stage = "inversion"
     input_spec = _InvertFieldInputSpec

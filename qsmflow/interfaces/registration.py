@@ -8,6 +8,7 @@ import numpy as np
 from nipype.interfaces.base import BaseInterfaceInputSpec, File, SimpleInterface, TraitedSpec, isdefined, traits
 
 from qsmflow.algorithms.morphology import dilate
+from qsmflow.algorithms.multiorientation import continued
 from qsmflow.interfaces import images
 
 _SEED = 1
@@ -178,6 +179,66 @@ class Warp(SimpleInterface):
         warped = np.rint(warped).astype(np.int32) if self.inputs.labels else warped
         self._results["out_file"] = images.write(Path(runtime.cwd) / "warped.nii", warped, grid)
         return runtime
+
+
+class _AlignOrientationInputSpec(BaseInterfaceInputSpec):
+    local_field = File(exists=True, mandatory=True, desc="local field, ppm (X, Y, Z)")
+    mask = File(exists=True, mandatory=True, desc="where it is valid")
+    field_error = File(exists=True, mandatory=True, desc="its standard deviation, ppm")
+    reference = File(exists=True, mandatory=True, desc="image with the wanted grid")
+    transforms = traits.List(File(exists=True), desc="rigid transform to the reference (none: it is the reference itself)")
+
+
+class _AlignOrientationOutputSpec(TraitedSpec):
+    local_field = File(exists=True, desc="local field on the wanted grid, ppm")
+    mask = File(exists=True, desc="where it is valid")
+    field_error = File(exists=True, desc="its standard deviation, ppm")
+    b0_dir = traits.List(traits.Float, desc="direction of the main field in voxel axes of the wanted grid")
+
+
+class AlignOrientation(SimpleInterface):
+    """Bring the local field of a turned head to another one's grid, and turn the direction of the main field with it.
+
+    The field is real and unwrapped, so that splines may pass through it (through wrapped phase they may not); beyond the mask
+    it is continued, so that its edge makes no ringing.
+    """
+
+    input_spec = _AlignOrientationInputSpec
+    output_spec = _AlignOrientationOutputSpec
+
+    def _run_interface(self, runtime):
+        inputs, folder = self.inputs, Path(runtime.cwd)
+        grid = images.read_grid(inputs.reference)
+        if not isdefined(inputs.transforms):
+            self._results |= {name: getattr(inputs, name) for name in ("local_field", "mask", "field_error")}
+            self._results["b0_dir"] = list(grid.b0_dir)
+            return runtime
+        ants, mask, here = _ants(), images.read(inputs.mask, bool), images.read_grid(inputs.mask)
+        fixed = _image(np.zeros(grid.shape, np.float32), grid)
+
+        def moved(volume, interpolator):
+            return ants.apply_transforms(fixed, _image(volume, here), inputs.transforms, interpolator=interpolator).numpy()
+
+        inside = moved(mask.astype(np.float32), "linear") >= 0.5
+        for name, interpolator in (("local_field", "bSpline"), ("field_error", "linear")):
+            volume = np.where(inside, moved(continued(images.read(getattr(inputs, name)), mask), interpolator), 0)
+            self._results[name] = images.write(folder / f"{name}.nii", volume, grid)
+        self._results["mask"] = images.write(folder / "mask.nii", inside, grid)
+        self._results["b0_dir"] = _turned_field(ants.read_transform(inputs.transforms[0]), grid)
+        return runtime
+
+
+def _turned_field(transform, grid: images.Grid) -> list[float]:
+    """The scanner's z axis, carried with the head, in voxel axes of ``grid``.
+
+    ANTs' transform takes points of the fixed image to the moving one, ``x -> R x + t``. In the head's position of the fixed
+    image the field that the moving one lay in has the direction ``R^T z``.
+    """
+    origin = np.array(transform.apply_to_point((0.0, 0.0, 0.0)))
+    rotation = np.stack([np.array(transform.apply_to_point(tuple(axis))) - origin for axis in np.eye(3)], axis=1)
+    direction = np.diag([-1.0, -1.0, 1.0]) @ rotation.T @ (0, 0, 1)  # ITK's axes to NIfTI's
+    direction = (grid.affine[:3, :3] / grid.voxel_size).T @ direction
+    return [float(b) for b in direction / np.linalg.norm(direction)]
 
 
 def _ants():

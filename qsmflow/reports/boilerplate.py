@@ -190,7 +190,15 @@ def methods_text(
     wanted = [stage for stage in sorted(STAGES, key=lambda name: name == "relaxometry") if _wanted(recipe, stage, skipped)]
     for stage in wanted:
         steps += _stage_sentences(recipe, stage, skipped)
-    paragraphs.append(" ".join(steps + _left_out(wanted, skipped)))
+    missing = [stage for stage in wanted if not (stage == "background" and recipe.single_step)]
+    paragraphs.append(" ".join(steps + _left_out(missing, skipped)))
+    if recipe.cosmos:
+        paragraphs.append(
+            f"Acquisitions of a subject that differ only in {recipe.cosmos}- were taken as orientations of one head: their"
+            " magnitudes were registered to the first with rigid transforms (ANTs [@avants2011]), their local fields resampled"
+            " with cubic splines, and all of them combined to one susceptibility map by weighted least squares (COSMOS"
+            " [@liu2009])."
+        )
     if registration and "rois" in recipe.outputs:
         sentence, citations = REGISTRATIONS[registration]
         atlas = recipe.atlas if recipe.atlas in _ATLASES else f"user's ({_file_name(recipe.atlas)})"

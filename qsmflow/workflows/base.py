@@ -11,6 +11,7 @@ from nipype.pipeline.engine import Node, Workflow
 from qsmflow.algorithms.units import hz_per_ppm
 from qsmflow.bids.atlas import template_file
 from qsmflow.bids.inputs import Acquisition
+from qsmflow.bids.orientations import group_orientations
 from qsmflow.bids.outputs import bids_uri, dataset_roots
 from qsmflow.config import Execution, Recipe
 from qsmflow.interfaces.field import TakeField
@@ -24,6 +25,7 @@ from qsmflow.workflows.failures import acquisition_workflow_name
 from qsmflow.workflows.field import init_field_wf
 from qsmflow.workflows.inversion import init_inversion_wf
 from qsmflow.workflows.masking import init_mask_wf
+from qsmflow.workflows.multiorientation import connect_orientations, init_multiorientation_wf
 from qsmflow.workflows.nodes import make_node, method_node
 from qsmflow.workflows.outputs import init_outputs_wf
 from qsmflow.workflows.plan import Plan, plan_acquisition
@@ -33,7 +35,7 @@ _TRANSFORMS = ("forward", "forward_flags", "inverse", "inverse_flags")
 
 
 def init_qsmflow_wf(acquisitions: Sequence[Acquisition], recipe: Recipe, execution: Execution) -> Workflow:
-    """The graph of a run: one sub-workflow per acquisition, and one per T1-weighted image that they share.
+    """The graph of a run: one sub-workflow per acquisition, per T1-weighted image they share, and per head with orientations.
 
     Parameters
     ----------
@@ -51,9 +53,11 @@ def init_qsmflow_wf(acquisitions: Sequence[Acquisition], recipe: Recipe, executi
     """
     workflow = Workflow(name="qsmflow_wf")
     anatomies: dict[str, Workflow] = {}
+    plans, singles = {}, {}
     for acquisition in acquisitions:
         plan = plan_acquisition(acquisition, recipe, execution)
         single = init_acquisition_wf(plan, execution)
+        plans[acquisition.name], singles[acquisition.name] = plan, single
         workflow.add_nodes([single])
         if plan.regions == "t1w" or "T1w" in plan.warped_spaces:
             t1w = acquisition.t1w
@@ -65,6 +69,10 @@ def init_qsmflow_wf(acquisitions: Sequence[Acquisition], recipe: Recipe, executi
             workflow.connect([
                 (anatomies[t1w], single, [(f"outputnode.{a}", f"registration_wf.inputnode.{b}") for a, b in pairs]),
             ])  # fmt: skip
+    datasets = dataset_roots(execution.bids_dir, execution.derivatives)
+    for group in group_orientations(acquisitions, recipe.cosmos):
+        combination = init_multiorientation_wf(group, plans, output_dir=execution.output_dir, datasets=datasets)
+        connect_orientations(workflow, combination, singles, group, plans[group.members[0].name])
     return workflow
 
 
@@ -205,11 +213,11 @@ class _Acquisition:
             background, plan.method("inversion"), plan.method("reference") if plan.runs("reference") else None,
             echoes=len(self.echo_times), **self.needs,
         )  # fmt: skip
-        field = "total_field" if background else "local_field"
+        field = "total_field" if background or plan.recipe.single_step else "local_field"
         self.feed(chain, field=field, field_error="field_error", magnitude="magnitude", mask="mask", region="region")
         if plan.runs("relaxometry"):
             self.feed(chain, r2star="r2star")
-        self.gain(chain, local_field="local_field", chi="chi", qsm_mask="mask")
+        self.gain(chain, chi="chi", qsm_mask="mask", **({} if plan.recipe.single_step else {"local_field": "local_field"}))
         if plan.runs("reference"):
             self.gain(chain, shift="shift")
 

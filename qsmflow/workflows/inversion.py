@@ -5,6 +5,7 @@ from __future__ import annotations
 from nipype.interfaces.utility import IdentityInterface
 from nipype.pipeline.engine import Node, Workflow
 
+from qsmflow import registry
 from qsmflow.interfaces.background import RemoveBackground
 from qsmflow.interfaces.inversion import InvertField
 from qsmflow.interfaces.reference import Reference
@@ -20,7 +21,7 @@ def init_inversion_wf(
     Parameters
     ----------
     background : Method or None
-        Background removal; None takes the field as local already.
+        Background removal; None takes the field as it is: local already, or total for an inversion that starts from it.
     inversion : Method
         Dipole inversion.
     reference : Method or None
@@ -31,15 +32,15 @@ def init_inversion_wf(
     Inputs
     ------
     field, field_error, magnitude, mask : file
-        Total (or, without ``background``, local) field and its standard deviation, ppm; magnitude of all echoes; where the
-        field is known.
+        Total field (local, if that is what the inversion gets without ``background``) and its standard deviation, ppm;
+        magnitude of all echoes; where the field is known.
     r2star, region : file
         R2* and the reference region, for references that need them.
 
     Outputs
     -------
     local_field : file
-        Local field, ppm.
+        Local field, ppm (none when the inversion starts from the total field).
     chi : file
         Susceptibility, ppm.
     mask : file
@@ -50,7 +51,9 @@ def init_inversion_wf(
     workflow = Workflow(name="susceptibility_wf")
     fields = ["field", "field_error", "magnitude", "mask", "r2star", "region"]
     inputs = Node(IdentityInterface(fields=fields), name="inputnode")
-    outputs = Node(IdentityInterface(fields=["local_field", "chi", "mask"] + ["shift"] * bool(reference)), name="outputnode")
+    single_step = registry.find("inversion", inversion.name).from_total_field
+    results = ["local_field"] * (not single_step) + ["chi", "mask"] + ["shift"] * bool(reference)
+    outputs = Node(IdentityInterface(fields=results), name="outputnode")
     needs = {"voxels": voxels, "threads": threads}
     inverting = method_node(InvertField, "inversion", inversion, volumes=40 + echoes, **needs)
     workflow.connect([(inputs, inverting, [("field_error", "field_error"), ("magnitude", "magnitude")])])
@@ -62,8 +65,11 @@ def init_inversion_wf(
         ])  # fmt: skip
         field, mask = (removal, "local_field"), (removal, "mask")
     chi = (inverting, "chi")
-    for node, name in ((inverting, "local_field"), (outputs, "local_field")):
-        workflow.connect(*field, node, name)
+    if single_step:
+        workflow.connect(*field, inverting, "total_field")
+    else:
+        for node in (inverting, outputs):
+            workflow.connect(*field, node, "local_field")
     for node in (inverting, outputs):
         workflow.connect(*mask, node, "mask")
     if reference:

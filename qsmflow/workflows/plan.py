@@ -17,6 +17,9 @@ from qsmflow.interfaces.images import Grid, read_grid
 #: A field of view whose second-longest side is below this is a patch of a head: no brain extraction, no atlas, mm.
 _HEAD = 120.0
 
+#: Why there is no background removal before an inversion of the total field.
+SINGLE_STEP = "the inversion starts from the total field"
+
 #: Ready-made maps that ``--derivatives`` may hold, by product.
 _GIVEN = ("brain_mask", "total_field", "local_field", "labels")
 
@@ -96,7 +99,10 @@ def plan_acquisition(acquisition: Acquisition, recipe: Recipe, execution: Execut
     """
     grid = read_grid(acquisition.sources[0])
     given = _find_given(acquisition, execution)
+    unused = given.pop("local_field", "") if recipe.single_step else ""
     skipped, notices = {}, [f"taken ready-made: {Path(path).name}" for path in given.values()]
+    if unused:
+        notices.append(f"not taken: {Path(unused).name}, because {recipe.inversion} starts from the total field")
     magnitude = bool(acquisition.magnitude or acquisition.real)
     whole = sorted(n * h for n, h in zip(grid.shape, grid.voxel_size, strict=True))[1] >= _HEAD
 
@@ -164,6 +170,8 @@ def _skipped_stages(acquisition: Acquisition, recipe: Recipe, given: Mapping[str
             skipped |= dict.fromkeys(("offset", "unwrap", "field", "background"), "the local field was given")
         elif "total_field" in given:
             skipped |= dict.fromkeys(("offset", "unwrap", "field"), "the total field was given")
+        if recipe.single_step:
+            skipped["background"] = SINGLE_STEP
     if not magnitude:
         skipped["relaxometry"] = "no magnitude"
     elif len(acquisition.echo_times) < 2:

@@ -145,7 +145,7 @@ class Progress:
     started: float = field(default_factory=time)
     failures: list[Failure] = field(default_factory=list)
     open: dict[str, str] = field(default_factory=dict)  # nodes that are not finished, with their acquisition
-    users: dict[str, set[str]] = field(default_factory=dict)  # acquisitions that need a node, by node
+    users: dict[str, set[str]] = field(default_factory=dict)  # acquisitions that need a node, or that it combines, by node
     total: int = 0
 
     def begin(self, graph: DiGraph) -> None:
@@ -153,7 +153,7 @@ class Progress:
         self.total, self.started = len(graph), time()
         self.open = {node.itername: acquisition_of(node) for node in graph}
         for node in graph:
-            shared = [] if acquisition_of(node) else nx.descendants(graph, node)
+            shared = () if acquisition_of(node) else nx.descendants(graph, node) | nx.ancestors(graph, node)
             self.users[node.itername] = {acquisition_of(user) for user in (node, *shared)} & set(self.names)
         for node in graph:
             crash_file(self.logs, node).unlink(missing_ok=True)
@@ -175,7 +175,8 @@ class Progress:
 
     def outcome(self) -> Outcome:
         """How it went, when the run is over. A node that serves several acquisitions leaves all of its users unfinished."""
-        return Outcome(tuple(self.failures), frozenset(filter(None, self.open.values())), time() - self.started)
+        unfinished = frozenset(name for node in self.open for name in self.users[node])
+        return Outcome(tuple(self.failures), unfinished, time() - self.started)
 
     def _report(self, node: Node, text: str, printed: str) -> None:
         count = self.total - len(self.open) + len(self.failures)

@@ -248,6 +248,56 @@ def test_both_fields_given_the_local_one_is_taken(study):
     assert BACKGROUND not in names(graph)
 
 
+def test_single_step(study):
+    """An inversion of the total field: no background removal, no local field, and nobody says otherwise."""
+    study.scan()
+    graph = study.graph(Recipe(inversion="sstv"))
+    assert names(graph) & CHAIN == CHAIN - {BACKGROUND}
+    assert saved(graph) == SAVED - {"local_field"}
+    fed = {
+        field: source.name for source, _, edge in graph.in_edges(node(graph, INVERT), data=True) for _, field in edge["connect"]
+    }
+    assert fed["total_field"] == "field_mapping"
+    assert "local_field" not in fed
+    report = node(graph, "sub_01.report").inputs
+    assert report.skipped["background"] == "the inversion starts from the total field"
+    told = node(graph, "save_chi").inputs.metadata["Methods"]
+    assert "background" not in [method["Stage"] for method in told]
+    assert "background" not in report.recipe
+
+
+def test_single_step_takes_a_total_field_and_no_local_one(study):
+    study.scan()
+    graph = study.graph(Recipe(inversion="sstv"), **study.given("local_field"))
+    assert {UNWRAP, FIELD} <= names(graph)
+    assert any("not taken: sub-01_desc-local" in notice for notice in node(graph, "sub_01.report").inputs.notices)
+    graph = study.graph(Recipe(inversion="sstv"), **study.given("total_field"))
+    assert "total" in node(graph, "take_field").inputs.in_file
+    assert "take_field" in {source.name for source, _ in graph.in_edges(node(graph, INVERT))}
+
+
+def test_orientations_are_combined(study):
+    """Three runs of one subject and one of another: the first subject gets one more map."""
+    for number in (1, 2, 3):
+        study.scan(run=f"_run-{number}")
+    study.scan(sub="02", run="_run-1")
+    graph = study.graph(Recipe(cosmos="run", reference="csf"))
+    prefix = "qsmflow_wf.cosmos_sub_01."
+    found = {n.fullname.removeprefix(prefix) for n in graph if n.fullname.startswith(prefix)}
+    steps = {"align_1", "align_2", "align_3", "register_2", "register_3", "combine", "referencing"}
+    assert found == steps | {f"all_{n}" for n in ("local_fields", "masks", "field_errors", "directions")} | {
+        "save_chi_cosmos", "save_mask_cosmos",
+    }  # fmt: skip
+    assert not any("cosmos_sub_02" in n.fullname for n in graph)
+    assert node(graph, "combine").inputs.names == ["sub-01_run-1", "sub-01_run-2", "sub-01_run-3"]
+    sources = {source.fullname.split(".")[1] for source, _ in graph.in_edges(node(graph, "register_3"))}
+    assert sources == {acquisition_workflow_name(f"sub-01_run-{n}") for n in (1, 3)}
+    save = node(graph, "save_chi_cosmos").inputs
+    assert save.entities == {"sub": "01"}
+    assert len(save.metadata["Sources"]) == 18
+    assert not any("cosmos" in n.fullname for n in study.graph(Recipe()))
+
+
 def test_given_labels(study):
     study.scan()
     study.t1w()

@@ -180,6 +180,14 @@ def test_reporting_table_gives_the_reference_with_its_spread(tmp_path):
     assert table(Recipe(reference="region", reference_region=str(tmp_path / "r.nii")))["Reference region"] == "r.nii"
 
 
+def test_single_step_has_no_background_method():
+    recipe, skipped = Recipe(inversion="sstv"), {"background": "the inversion starts from the total field"}
+    text, _ = methods_text(recipe, **SCAN, skipped=skipped)
+    assert "in a single step" in text
+    assert "background" not in text.lower()
+    assert table(recipe, skipped=skipped)["Background field removal"] == f"left out: {skipped['background']}"
+
+
 def test_reporting_table_tells_what_was_left_out():
     rows = table(skipped={"offset": "one echo"})
     assert rows["Phase-offset removal"] == "left out: one echo"

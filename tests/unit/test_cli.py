@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,7 @@ def place(tmp_path, monkeypatch):
     Path("m.nii.gz").write_bytes(b"mask")
     Path("filter.json").write_text('{"megre": {"run": 2}}')
     Path("slurm.yml").write_text("plugin: SLURMGraph\nplugin_args: {sbatch_args: --time=60}\n")
+    Path("both.toml").write_text('inversion = "sstv"\nbackground = "pdf"\n')
     Path("own.toml").write_text('inversion = "tkd"\n[parameters.tkd]\nthreshold = 0.2\n')
     return tmp_path
 
@@ -57,6 +59,7 @@ ROWS = [
     ("--atlas", "m.nii.gz", lambda r, e, m: r.atlas == str(Path("m.nii.gz").resolve())),
     ("--outputs", "qsm,r2star", lambda r, e, m: r.outputs == ("qsm", "r2star")),
     ("--output-spaces", "GRE T1w", lambda r, e, m: r.output_spaces == ("GRE", "T1w")),
+    ("--cosmos", "run", lambda r, e, m: r.cosmos == "run"),
     ("--b0", "7", lambda r, e, m: r.b0 == 7),
     ("--phase-sign", "-", lambda r, e, m: r.phase_sign == "-"),
     ("--work-dir", "w", lambda r, e, m: e.work_dir == Path("w").resolve()),
@@ -137,6 +140,17 @@ def test_recipe_file_and_changes():
 
 
 @pytest.mark.usefixtures("place")
+def test_single_step_leaves_the_background_method_out():
+    recipe = read("--inversion", "sstv")[0]
+    assert "background" not in dict(recipe.methods)
+    assert "background" not in recipe.to_toml()
+    assert recipe.hash == replace(recipe, background="resharp").hash
+    # What a single-step run leaves in its logs can be changed back to two steps.
+    Path("left.toml").write_text(recipe.to_toml())
+    assert dict(read("--recipe", "left.toml", "--inversion", "tv")[0].methods)["background"] == "pdf"
+
+
+@pytest.mark.usefixtures("place")
 def test_region_and_reference():
     Path("region.toml").write_text('reference = "region"\nreference_region = "thalamus"\n')
     assert read("--recipe", "region.toml", "--reference", "brain")[0].reference_region == ""
@@ -168,6 +182,9 @@ def test_hash_knows_the_content_of_a_mask_not_its_place():
         ("--outputs qsn", "no output 'qsn'; did you mean 'qsm'?"),
         ("--output-spaces t1w", "did you mean 'T1w'?"),
         ("--tkd-threshold 0.2", "--tkd-threshold: dipole inversion is done by tv here; add --inversion tkd"),
+        ("--inversion sstv --background pdf", "--background pdf: sstv starts from the total field"),
+        ("--inversion sstv --pdf-iterations 9", "--pdf-iterations: sstv starts from the total field"),
+        ("--recipe both.toml", "both.toml: background = 'pdf' is given, but sstv starts from the total field"),
         ("--tv-iterations 1.5", "--tv-iterations: '1.5' is not a whole number"),
         ("--tv-lambda much", "--tv-lambda: 'much' is not a number"),
         ("--romeo-mode templat", "--romeo-mode: 'templat' is not a choice; did you mean 'template'?"),
@@ -177,6 +194,9 @@ def test_hash_knows_the_content_of_a_mask_not_its_place():
         ("--mem lots", "--mem: 'lots' is not an amount of memory"),
         ("--mem 0", "--mem: '0' is not an amount of memory"),
         ("--b0 strong", "'strong' is not a number"),
+        ("--cosmos runs", "cannot be told apart by 'runs'; did you mean 'run'?"),
+        ("--cosmos acq --inversion sstv", "cosmos combines local fields, but sstv starts from the total field"),
+        ("--cosmos acq --outputs r2star", "the outputs leave out qsm"),
         ("--b0 3000", "B0 must be given in tesla"),
         ("--phase-sign minus", "phase sign must be 'auto', '+' or '-'"),
         ("--bids-filter-file m.nii.gz", "is not valid JSON"),

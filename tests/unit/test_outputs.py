@@ -71,6 +71,8 @@ def test_names_of_the_table():
         "chi": f"anat/{X}_Chimap.nii.gz",
         "chi_t1w": f"anat/{X}_space-T1w_Chimap.nii.gz",
         "chi_template": f"anat/{X}_space-MNI152NLin2009cAsym_res-1_Chimap.nii.gz",
+        "chi_cosmos": f"anat/{X}_desc-cosmos_Chimap.nii.gz",
+        "mask_cosmos": f"anat/{X}_desc-cosmos_mask.nii.gz",
         "r2star": f"anat/{X}_R2starmap.nii.gz",
         "t2star": f"anat/{X}_T2starmap.nii.gz",
         "s0": f"anat/{X}_S0map.nii.gz",

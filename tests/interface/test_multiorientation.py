@@ -1,0 +1,127 @@
+"""A head that was turned: its field comes back to the first position with the right direction of the main field."""
+
+import math
+
+import numpy as np
+import pytest
+
+from qsmflow.algorithms import simulation
+from qsmflow.algorithms.dipole import forward_field
+from qsmflow.interfaces import images
+from qsmflow.interfaces.multiorientation import CombineOrientations
+from qsmflow.interfaces.registration import AlignOrientation, Register
+
+SHAPE = (34, 36, 32)
+#: The first grid is oblique and stored to the left, the others are straight.
+FIRST = images.Grid(
+    SHAPE, simulation.tilt(np.array([[-3.0, 0, 0, 51], [0, 3, 0, -54], [0, 0, 3, -48], [0, 0, 0, 1]]), SHAPE, degrees=10)
+)
+OTHER = images.Grid(SHAPE, np.array([[3.0, 0, 0, -51], [0, 3, 0, -54], [0, 0, 3, -48], [0, 0, 0, 1]]))
+#: Turns of the head: about the scanner's x (nod) and y (tilt), degrees.
+TURNS = [(0, 0), (22, 0), (0, 22), (-10, -18)]
+
+SOURCES = [
+    ((-18, 10, 6), 9, 0.1),
+    ((14, -14, -6), 8, -0.08),
+    ((8, 16, 14), 7, 0.15),
+    ((-6, -20, 10), 6, 0.12),
+    ((16, 8, -14), 6, 0.2),
+]
+
+
+def rotation(nod, tilt):
+    a, b = math.radians(nod), math.radians(tilt)
+    about_x = np.array([[1, 0, 0], [0, math.cos(a), -math.sin(a)], [0, math.sin(a), math.cos(a)]])
+    about_y = np.array([[math.cos(b), 0, math.sin(b)], [0, 1, 0], [-math.sin(b), 0, math.cos(b)]])
+    return about_y @ about_x
+
+
+def voxel(grid, point):
+    return tuple((np.linalg.inv(grid.affine) @ [*point, 1])[:3])
+
+
+def head(grid, turn):
+    """Susceptibility, mask and magnitude of the head turned about the scanner's centre: an ellipsoid with texture and sources."""
+    matrix, size = rotation(*turn), grid.voxel_size
+    place = np.einsum("ij,jabc->iabc", grid.affine[:3, :3], np.indices(grid.shape)) + grid.affine[:3, 3, None, None, None]
+    own = np.einsum("ji,jabc->iabc", matrix, place)
+    mask = sum((x / a) ** 2 for x, a in zip(own, (34, 42, 30), strict=True)) < 1
+    waves = np.random.default_rng(4).normal(scale=0.15, size=(6, 3))
+    magnitude = mask * (100 + 10 * sum(np.sin(np.einsum("i,iabc->abc", wave, own)) for wave in waves))
+    chi = np.zeros(grid.shape, np.float32)
+    for centre, radius, value in SOURCES:
+        where = voxel(grid, matrix @ centre)
+        chi += simulation.sphere(grid.shape, radius=radius, centre=where, chi=value, voxel_size=size)
+        magnitude += simulation.sphere(grid.shape, radius=radius, centre=where, chi=-200 * value, voxel_size=size)
+    return chi * mask, mask, magnitude.astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def aligned(tmp_path_factory):
+    """Outputs of the alignment of every orientation, and the truth in the first."""
+    folder = tmp_path_factory.mktemp("orientations")
+    files, results = [], []
+    for n, turn in enumerate(TURNS):
+        grid = OTHER if n else FIRST
+        chi, mask, magnitude = head(grid, turn)
+        field = forward_field(chi, voxel_size=grid.voxel_size, b0_dir=grid.b0_dir, space="image") * mask
+        data = {"field": field, "mask": mask, "magnitude": magnitude, "error": np.ones_like(field)}
+        files.append({name: images.write(folder / f"{name}_{n}.nii", volume, grid) for name, volume in data.items()})
+        one = files[n]
+        align = AlignOrientation(
+            local_field=one["field"], mask=one["mask"], field_error=one["error"], reference=files[0]["field"]
+        )
+        here = folder / str(n)
+        here.mkdir()
+        if n:
+            first = files[0]
+            register = Register(
+                moving=one["magnitude"],
+                moving_mask=one["mask"],
+                fixed=first["magnitude"],
+                fixed_mask=first["mask"],
+                kind="Rigid",
+            )
+            align.inputs.transforms = register.run(cwd=here).outputs.forward
+        results.append(align.run(cwd=here).outputs)
+    return folder, results, head(FIRST, TURNS[0])[0]
+
+
+def test_direction_turns_with_the_head(aligned):
+    _, results, _ = aligned
+    frame = FIRST.affine[:3, :3] / FIRST.voxel_size
+    for turn, result in zip(TURNS, results, strict=True):
+        wanted = frame.T @ rotation(*turn).T @ (0, 0, 1)
+        assert math.degrees(math.acos(min(1, wanted @ result.b0_dir))) < 1.0, turn
+
+
+def test_field_is_the_one_of_the_turned_main_field(aligned):
+    _, results, chi = aligned
+    for turn, result in zip(TURNS, results, strict=True):
+        inside = images.read(result.mask, bool)
+        wanted = forward_field(chi, voxel_size=FIRST.voxel_size, b0_dir=result.b0_dir, space="image")[inside]
+        found = images.read(result.local_field)[inside]
+        assert np.linalg.norm(found - wanted) < 0.24 * np.linalg.norm(wanted), turn
+        assert inside.sum() > 0.9 * images.read(results[0].mask, bool).sum()
+        assert images.read_grid(result.local_field).matches(FIRST)
+
+
+def test_combination(aligned):
+    folder, results, chi = aligned
+    combine = CombineOrientations(
+        local_fields=[result.local_field for result in results],
+        masks=[result.mask for result in results],
+        field_errors=[result.field_error for result in results],
+        directions=[result.b0_dir for result in results],
+        names=["a", "b", "c", "d"],
+    )
+    outputs = combine.run(cwd=folder).outputs
+    mask = images.read(outputs.mask, bool)
+    found, truth = images.read(outputs.chi)[mask], chi[mask]
+    found, truth = found - found.mean(), truth - truth.mean()
+    assert np.linalg.norm(found - truth) < 0.25 * np.linalg.norm(truth)
+    told = outputs.measured
+    assert [o["Name"] for o in told["Orientations"]] == ["a", "b", "c", "d"]
+    assert [o["TiltDegrees"] for o in told["Orientations"]][:3] == pytest.approx([0, 22, 22], abs=1)
+    assert told["ConditionNumber"] < 6
+    assert told["PoorlyConditioned"] is False
