@@ -152,7 +152,7 @@ def run(recipe: Recipe, head: Head, apply: Callable | None = None) -> dict[str, 
     have["mask"] = step("mask", "combine", masks=[*masks.values(), tissue])["mask"]
     have["field_mask"] = have["mask"]  # background removal may shrink the other
     have |= step("relaxometry", recipe.relaxometry, mask=brain)
-    for stage in ("offset", "unwrap", "field", "background", "inversion", "reference"):
+    for stage in ("readout", "offset", "unwrap", "field", "background", "inversion", "reference"):
         if (stage, getattr(recipe, stage)) in recipe.methods:
             have |= step(stage, getattr(recipe, stage))
     return have

@@ -6,7 +6,8 @@ Writes Markdown. Every method runs in a process of its own, on what it gets in t
 up, then ``--repeats`` times, each between two blocks of transforms (`scipy.fft.rfftn`, float32, of the padded volume) with the
 same number of threads. A method's cost is the median of its time over that of its neighbouring transforms. With one thread,
 processor time counts, which other programs on the machine disturb least; with more, the clock. Memory is the largest resident
-size of one more run beyond that before it, without the results (Linux only). Registration is no array method and left out.
+size of one more run beyond that before it, without the results (Linux only). Registration is no array method and left out,
+and so is the combination of coils, which combined images do not need (see `coils.py`).
 """
 
 from __future__ import annotations
@@ -82,7 +83,8 @@ def prepare(head: Head, recipe: Recipe, folder: Path) -> None:
 
 def measurements(args: argparse.Namespace, folder: str) -> Iterator[tuple[tuple[str, str], dict[str, float]]]:
     """(stage, method) and what was measured, each in a fresh process."""
-    steps = [(row.stage, row.name) for row in registry.ALGORITHMS] + [helper[:2] for helper in _HELPERS]
+    steps = [(row.stage, row.name) for row in registry.ALGORITHMS if row.stage != "coils"]
+    steps += [helper[:2] for helper in _HELPERS]
     for stage, name in steps:
         command = [sys.executable, __file__, "--one", stage, name, folder]
         command += ["--threads", str(args.threads), "--repeats", str(args.repeats)]
@@ -158,7 +160,7 @@ def report(head: Head, recipe: Recipe, found: dict[tuple[str, str], dict[str, fl
     for (stage, name), values in found.items():
         numbers = f"{values['transforms']:.0f} | {values['spread']:.0%} | {values['seconds']:.2f} | {values['volumes']:.1f}"
         print(f"| {stage} | {name} | {numbers} |")
-    methods = [(stage, name, 1) for stage, name in recipe.methods if stage != "relaxometry"]
+    methods = [(stage, name, 1) for stage, name in recipe.methods if stage not in ("coils", "relaxometry")]
     total = sum(times * found[stage, name]["transforms"] for stage, name, times in (*methods, *_HELPERS))
     largest = max(found[stage, name]["volumes"] for stage, name, _ in (*methods, *_HELPERS))
     print(

@@ -263,7 +263,7 @@ def header_cases() -> dict[str, tuple[Files, list[dict]]]:
 
 
 def coil_cases() -> dict[str, tuple[Files, list[dict]]]:
-    """Uncombined coils, which must never be counted as echoes."""
+    """Uncombined coils, which must never be counted as echoes, and reference scans for their combination."""
     by_name: Files = {}
     by_reconstruction = gre(times=TIMES[:2])
     for coil in ("01", "02", "03"):
@@ -276,26 +276,86 @@ def coil_cases() -> dict[str, tuple[Files, list[dict]]]:
     }
     two = ("sub-01", "two points")
     both = [name(part, n) for part in ("mag", "phase") for n in (1, 2)]
-    coil_problem = ("uncombined coils", "never counted as echoes")
+    per_echo, eight = (gre(times=TIMES[:2], image=replace(IMAGE, shape=(4, 4, 4, n))) for n in (32, 8))
+    five = {
+        f"sub-01/anat/sub-01_part-{part}_MEGRE{extension}": content
+        for part in ("mag", "phase")
+        for extension, content in (
+            (".nii", replace(IMAGE, shape=(4, 4, 4, 2, 8))),
+            (".json", {**COMMON, "Units": "arbitrary", "EchoTime": TIMES[:2]}),
+        )
+    }
+    one_less = changed(by_name, {name("phase", 2, "sub-01_coil-03", end): None for end in (".nii", ".json")})
+    body = gre("sub-01_acq-coilref", times=(0.002,), MagneticFieldStrength=None)
+    short = gre("sub-01_acq-ute", times=(0.001,), image=replace(IMAGE, shape=(4, 4, 4, 8)))
+    coils, guessed = ("sub-01", "uncombined coils"), ("sub-01", "uncombined coils: the volumes of every echo")
+    spaced = gre(times=(0.004, 0.010, 0.016), image=replace(IMAGE, shape=(4, 4, 4, 2)))
     return {
         "coils-4d": (
-            gre(times=TIMES[:2], image=replace(IMAGE, shape=(4, 4, 4, 32))),
-            [run((), [(path, *coil_problem) for path in both])],
+            per_echo,
+            [
+                run(notices=[two, guessed]), bad(both[0], "--coils is none", coils="none"),
+                run(notices=[two, guessed], coils="vrc"),
+                bad(both[0], "no reference scan", "acq-coilref", coils="roemer"),
+            ],
         ),
-        "coils-5d": (
-            gre(times=TIMES[:2], image=replace(IMAGE, shape=(4, 4, 4, 1, 32))),
-            [run((), [(path, *coil_problem) for path in both])],
+        "coils-5d": (five, [run(notices=[two, ("sub-01", "8 uncombined coils")])]),
+        "coils-5d-per-echo": (
+            gre(times=TIMES[:2], image=replace(IMAGE, shape=(4, 4, 4, 1, 8))),
+            [run(notices=[two, ("sub-01", "8 uncombined coils")])],
+        ),
+        "coils-5d-twice": (
+            gre(times=TIMES[:2], image=replace(IMAGE, shape=(4, 4, 4, 2, 4))),
+            [run((), [(path, "2 volumes of 4 coils", "echo- out of its name") for path in both])],
         ),
         "coils-4d-one-time": (
             list_too_short,
             [run((), [(f"part-{part}_MEGRE.nii", "8 volume(s)", "never counted as echoes") for part in ("mag", "phase")])],
         ),
-        "coils-named": (by_name, [bad("sub-01_coil-01_echo-1", "one of 3 uncombined coils")]),
+        "coils-named": (
+            by_name,
+            [
+                run(notices=[two, ("sub-01", "3 uncombined coils")]),
+                run(notices=[two, ("sub-01", "only one coil (02)")], bids_filters={"megre": {"coil": "02"}}),
+            ],
+        ),
+        "coils-named-one-less": (one_less, [bad("echo-2_part-phase", "2 coil(s)", "with 3")]),
+        "coils-no-phase": (
+            {path: content for path, content in eight.items() if "part-mag" in path},
+            [bad(both[0], "no phase"), bad(both[0], "without both magnitude and phase", outputs=["r2star"])],
+        ),
         "coils-reconstruction": (
             by_reconstruction,
             [
-                run(problems=[("sub-01_rec-coil01_echo-1", "one of 3 uncombined coils")], notices=[two]),
+                run(notices=[two, ("sub-01", "left aside, because there are combined images: 3 uncombined coils")]),
                 run(notices=[two], bids_filters={"megre": {"reconstruction": None}}),
+                run(notices=[two, coils], bids_filters={"megre": {"reconstruction": "*"}}),
+            ],
+        ),
+        "coils-reference": (
+            {**eight, **body, **short},
+            [
+                run(["sub-01"], notices=[two, guessed], bids_filters={"megre": {"acquisition": None}}),
+                run(["sub-01"], notices=[two, guessed], bids_filters={"megre": {"acquisition": None}}, coils="roemer"),
+                run(
+                    notices=[two, guessed], coils="composer",
+                    bids_filters={"megre": {"acquisition": None}, "coil_reference": {"acquisition": "ute"}},
+                ),
+                bad(
+                    "acq-coilref", "1 coils for an acquisition of 8", coils="composer",
+                    bids_filters={"megre": {"acquisition": None}},
+                ),
+                bad(
+                    "acq-ute", "reference scan of 8 coils", coils="roemer",
+                    bids_filters={"megre": {"acquisition": None}, "coil_reference": {"acquisition": "ute"}},
+                ),
+            ],
+        ),
+        "coils-aspire": (
+            spaced,
+            [
+                bad(both[0], "not 4, 10, 16 ms", "mcpc3ds-coils", coils="aspire"),
+                run(notices=[("sub-01", "2 uncombined coils")]),
             ],
         ),
     }  # fmt: skip

@@ -47,7 +47,7 @@ RECIPES = ("consensus", "fast")
 ORIENTATION_ENTITIES = ("acq", "ses", "run")
 
 #: Stages whose method a recipe names directly (``mask`` is an expression of methods).
-_METHODS = ("offset", "unwrap", "field", "relaxometry", "background", "inversion", "reference")
+_METHODS = ("coils", "readout", "offset", "unwrap", "field", "relaxometry", "background", "inversion", "reference")
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,8 @@ class Recipe:
     """
 
     name: str = "consensus"
+    coils: str = "mcpc3ds-coils"
+    readout: str = "bipolar"
     offset: str = "mcpc3ds"
     unwrap: str = "romeo"
     field: str = "wls"

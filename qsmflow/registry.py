@@ -137,6 +137,14 @@ class Algorithm:
 STAGES = {
     stage.name: stage
     for stage in (
+        Stage("coils", "coil combination", ("signal", "reference"), ("phase", "magnitude", "matching"), optional=True),
+        Stage(
+            "readout",
+            "readout correction",
+            ("phase", "magnitude", "mask"),
+            ("phase", "asymmetry", "asymmetry_size"),
+            optional=True,
+        ),
         Stage("offset", "phase-offset removal", ("phase", "magnitude", "mask"), ("phase", "offset"), optional=True),
         Stage("unwrap", "phase unwrapping", ("phase", "magnitude", "mask"), ("phase",)),
         Stage("field", "field mapping", ("phase", "magnitude", "mask"), ("total_field", "field_error", "residual")),
@@ -149,6 +157,69 @@ STAGES = {
 }
 
 ALGORITHMS = (
+    Algorithm(
+        "coils",
+        "mcpc3ds-coils",
+        "combination:mcpc3ds_coils",
+        ("eckstein2018",),
+        "The receive coils were combined by MCPC-3D-S: their phase offsets were estimated from the first two echoes with one"
+        " unwrapped phase difference, smoothed with a Gaussian of {sigma} mm and removed before the magnitude-weighted sum.",
+    ),
+    Algorithm(
+        "coils",
+        "aspire",
+        "combination:aspire",
+        ("eckstein2018",),
+        "The receive coils were combined by ASPIRE: their phase offsets were estimated from two echoes whose times make"
+        " unwrapping needless, smoothed with a Gaussian of {sigma} mm and removed before the magnitude-weighted sum.",
+    ),
+    Algorithm(
+        "coils",
+        "mcpc3d",
+        "combination:mcpc3d",
+        ("robinson2011",),
+        "The receive coils were combined by MCPC-3D: their phase offsets were computed from the first two echoes, unwrapped in"
+        " every coil, smoothed with a Gaussian of {sigma} mm and removed before the magnitude-weighted sum.",
+    ),
+    Algorithm(
+        "coils",
+        "vrc",
+        "combination:vrc",
+        ("parker2014",),
+        "The receive coils were combined with the phase of a virtual reference coil, formed by matching their phases within"
+        " {radius} mm of one place; the offsets against it were smoothed with a Gaussian of {sigma} mm.",
+    ),
+    Algorithm(
+        "coils",
+        "mcpcc",
+        "combination:mcpcc",
+        ("hammond2008",),
+        "The receive coils were combined after matching their phases within {radius} mm of one place (MCPC-C).",
+    ),
+    Algorithm(
+        "coils",
+        "roemer",
+        "combination:roemer",
+        ("roemer1990",),
+        "The receive coils were combined by their sensitivities relative to a reference coil (Roemer), smoothed with a Gaussian"
+        " of {sigma} mm.",
+    ),
+    Algorithm(
+        "coils",
+        "composer",
+        "combination:composer",
+        ("robinson2017composer",),
+        "The receive coils were combined by COMPOSER: their phase offsets were taken from a reference scan of short echo time,"
+        " smoothed with a Gaussian of {sigma} mm and removed before the magnitude-weighted sum.",
+    ),
+    Algorithm(
+        "readout",
+        "bipolar",
+        "readout:bipolar",
+        ("li2015",),
+        "Odd and even echoes were tested for the phase difference of a bipolar readout (linear, and smooth over {sigma} mm);"
+        " it was removed where its root mean square reached {threshold} rad.",
+    ),
     Algorithm(
         "offset",
         "mcpc3ds",

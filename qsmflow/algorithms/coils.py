@@ -10,7 +10,7 @@ from scipy import ndimage
 from qsmflow.algorithms.unwrap.growth import label_parts, unwrap_volume
 from qsmflow.algorithms.unwrap.wrapping import TWO_PI, wrap
 
-#: How near ``TE1 / (TE2 - TE1)`` must be to an integer for whole turns of the phase difference to cancel (ASPIRE).
+#: How near a factor must be to an integer for whole turns of what it multiplies to be whole turns again.
 _INTEGER = 1e-3
 
 
@@ -81,14 +81,53 @@ def mcpc3ds(
     first, second = (np.ascontiguousarray(phase[..., e], dtype=np.float32) for e in (0, 1))
     difference = wrap(second - first)
     m = echo_times[0] / (echo_times[1] - echo_times[0])
-    if abs(m - round(m)) > _INTEGER:
-        weight = np.sqrt(magnitude[..., 0] * magnitude[..., 1], dtype=np.float32)
-        turns = unwrap_volume(difference, weight, mask, label_parts(mask), weights="romeo4")
-        difference += np.float32(TWO_PI) * turns.reshape(mask.shape).astype(np.float32)
+    if not keeps_turns(m):
+        difference = unwrapped(difference, np.sqrt(magnitude[..., 0] * magnitude[..., 1], dtype=np.float32), mask)
     offset = _smooth(wrap(first - np.float32(m) * difference), mask, [sigma / h for h in voxel_size])
     corrected = np.zeros(phase.shape, np.float32)
     corrected[mask] = wrap(phase[mask].astype(np.float32, copy=False) - offset[mask][:, None])
     return corrected, offset
+
+
+def keeps_turns(factor: float) -> bool:
+    """Whether whole turns stay whole turns under a factor, so that phase need not be unwrapped before it is multiplied.
+
+    Examples
+    --------
+    >>> keeps_turns(2.0), keeps_turns(0.5)
+    (True, False)
+    """
+    return abs(factor - round(factor)) <= _INTEGER
+
+
+def unwrapped(phase: np.ndarray, magnitude: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Phase of one volume unwrapped by region growing; the median of every connected part is within half a turn of 0.
+
+    Parameters
+    ----------
+    phase : ndarray
+        Wrapped phase, (X, Y, Z), rad.
+    magnitude : ndarray
+        Magnitude, (X, Y, Z), arbitrary units.
+    mask : ndarray of bool
+        Where to unwrap, (X, Y, Z).
+
+    Returns
+    -------
+    ndarray
+        Unwrapped phase, (X, Y, Z), rad, float32; outside the mask as it was.
+
+    Examples
+    --------
+    >>> ramp = np.linspace(-8, 8, 40, dtype=np.float32)[:, None, None] * np.ones((40, 3, 3), np.float32)
+    >>> bool(np.allclose(unwrapped(wrap(ramp), np.ones_like(ramp), ramp < 9), ramp, atol=1e-5))
+    True
+    """
+    phase, magnitude, mask = (
+        np.ascontiguousarray(a, t) for a, t in ((phase, np.float32), (magnitude, np.float32), (mask, bool))
+    )
+    turns = unwrap_volume(phase, magnitude, mask, label_parts(mask), weights="romeo4")
+    return phase + np.float32(TWO_PI) * turns.reshape(mask.shape).astype(np.float32)
 
 
 def _smooth(angle: np.ndarray, mask: np.ndarray, sigma: Sequence[float]) -> np.ndarray:

@@ -309,6 +309,53 @@ def signal(
     return np.stack([start * np.exp(rate * np.float32(te)) for te in echo_times], axis=-1)
 
 
+def coil_sensitivities(
+    shape: Sequence[int], *, voxel_size: Sequence[float], coils: int, seed: int, variation: float = 1.0
+) -> np.ndarray:
+    """Complex sensitivities of an array of receive coils around the third axis.
+
+    Parameters
+    ----------
+    shape : sequence of int, (3,)
+        Grid.
+    voxel_size : sequence of float, (3,)
+        Voxel size, mm.
+    coils : int
+        Number of coils, C.
+    seed : int
+        Seed of the phases.
+    variation : float
+        Largest change of a coil's phase over the grid, beside its constant, rad.
+
+    Returns
+    -------
+    ndarray, (X, Y, Z, C)
+        Sensitivities, complex64; a signal times them is what the coils receive.
+
+    Notes
+    -----
+    The magnitude is ``1 / (1 + (d / a)^2)`` with d the distance from the coil's centre, on an ellipse around the grid, and a
+    half the largest side of the grid. The phase is a constant within (-pi, pi) plus a :func:`smooth_variation`.
+
+    Examples
+    --------
+    >>> array = coil_sensitivities((8, 8, 6), voxel_size=(2, 2, 2), coils=4, seed=0)
+    >>> array.shape, bool(abs(array[7, 4, 3, 0]) > 2 * abs(array[0, 4, 3, 0]))
+    ((8, 8, 6, 4), True)
+    """
+    rng = np.random.default_rng(seed)
+    half = [n * h / 2 for n, h in zip(shape, voxel_size, strict=True)]
+    position = _positions(shape, voxel_size, [(n - 1) / 2 for n in shape])
+    result = np.empty((*shape, coils), np.complex64)
+    for coil, constant in enumerate(rng.uniform(-math.pi, math.pi, coils)):
+        angle = 2 * math.pi * coil / coils
+        centre = 1.2 * half[0] * math.cos(angle), 1.2 * half[1] * math.sin(angle), 0.0
+        square = sum((p - c) ** 2 for p, c in zip(position, centre, strict=True))
+        phase = constant + variation * smooth_variation(shape, seed=seed + coil + 1)
+        result[..., coil] = np.exp(1j * phase) / (1 + square / max(half) ** 2)
+    return result
+
+
 def acquire(fine: np.ndarray, *, factor: Sequence[int], snr: float, reference: float, seed: int) -> np.ndarray:
     """Acquire a finely sampled signal with larger voxels and with noise.
 

@@ -7,14 +7,14 @@ without one can be processed.
 from __future__ import annotations
 
 import json
-import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 
 from qsmflow.algorithms.units import GAMMA_BAR
+from qsmflow.bids.combination import check_combination, mark_coils, needs_reference, prefer_combined, series_entities
 from qsmflow.bids.headers import Header, read_header
 from qsmflow.bids.layout import QUERIES, Image, Layout, check_filters, choose_labels, folders
 from qsmflow.bids.problems import Findings, Problem, Unusable
@@ -27,18 +27,15 @@ __all__ = ["Acquisition", "Dataset", "Problem", "Volume", "needs_phase", "read_d
 #: ImagingFrequency is believed where it is this close to the nominal field strength.
 _FREQUENCY_TOLERANCE = 0.1
 
-#: Names of coils in ``acq-`` or ``rec-``, e.g. ``rec-coil03``; they count only where several differ in nothing but the number.
-_COIL_LABEL = re.compile(r"(?i)(coil|channel|ch)\d+$")
-
-_COMBINE = "combine the coils first, or choose combined images with a BIDS filter"
-
 
 @dataclass(frozen=True)
 class Acquisition:
-    """Everything with the same entities but echo and part.
+    """Everything with the same entities but echo, part and coil.
 
     One volume per echo in ``magnitude`` (or none) and in ``phase`` or, where the phase comes as such, in ``real`` and ``imag``.
-    ``b0`` is None only where no output needs it. ``notices`` tell everything that was guessed or is worth knowing.
+    Of uncombined images, one per echo and coil: all ``coils`` of the first echo, then those of the second, and so on; with
+    ``reference``, the scan that their combination needs, where it needs one. ``b0`` is None only where no output needs it.
+    ``notices`` tell everything that was guessed or is worth knowing.
     """
 
     entities: Mapping[str, str]
@@ -52,6 +49,8 @@ class Acquisition:
     b0: float | None = None
     metadata: Mapping[str, object] = field(default_factory=dict)
     t1w: str | None = None
+    coils: int = 1
+    reference: Acquisition | None = None
     notices: tuple[str, ...] = ()
 
     @property
@@ -63,7 +62,8 @@ class Acquisition:
     def sources(self) -> tuple[str, ...]:
         """Paths of the files it is made of."""
         volumes = chain(self.magnitude, self.phase, self.real, self.imag)
-        return tuple(dict.fromkeys(volume.path for volume in volumes))
+        reference = self.reference.sources if self.reference else ()
+        return tuple(dict.fromkeys([*(volume.path for volume in volumes), *reference]))
 
 
 @dataclass(frozen=True)
@@ -87,12 +87,13 @@ def read_dataset(execution: Execution, recipe: Recipe) -> Dataset:
     ----------
     execution : Execution
         ``bids_dir``; ``participant_label`` and ``session_label`` with or without prefix (none: all); ``bids_filters`` as in
-        fMRIPrep: ``{"megre": {...}, "t1w": {...}}``, where each object adds to the query or overrides it, by the entity names
-        of pybids (``acquisition``, ``run``, ``reconstruction``, ``echo``, ``suffix``, ``coil``, ...); a value is a label, a
-        list of labels, ``null`` (the entity must be absent) or ``"*"`` (it must be present). ``skip_bids_validation`` lets a
-        dataset without ``dataset_description.json`` through.
+        fMRIPrep: ``{"megre": {...}, "coil_reference": {...}, "t1w": {...}}``, where each object adds to the query or overrides
+        it, by the entity names of pybids (``acquisition``, ``run``, ``reconstruction``, ``echo``, ``suffix``, ``coil``, ...); a
+        value is a label, a list of labels, ``null`` (the entity must be absent) or ``"*"`` (it must be present).
+        ``skip_bids_validation`` lets a dataset without ``dataset_description.json`` through.
     recipe : Recipe
-        ``outputs`` decide whether phase is needed, ``b0`` overrides the field strength of the sidecars.
+        ``outputs`` decide whether phase is needed, ``b0`` overrides the field strength of the sidecars, ``coils`` decides
+        whether uncombined images need a reference scan.
 
     Returns
     -------
@@ -107,9 +108,13 @@ def read_dataset(execution: Execution, recipe: Recipe) -> Dataset:
     Notes
     -----
     Acquisitions are told apart by all entities but ``echo`` and ``part``. Real and imaginary parts are used where there is no
-    phase. A 4D file is a series of echoes only if its sidecar lists one EchoTime per volume. The T1w is taken from the same
-    session, else from any session (in the order of their labels); where there are several, the one with the fewest entities
-    beside ``run``, then the last run, then the first by name; ``acq-`` and the like need not match.
+    phase. A 4D file is a series of echoes only if its sidecar lists one EchoTime per volume; a file of one echo (``echo-``)
+    with several volumes holds coils, as does a fifth axis. Coils may also have files of their own (``coil-``, or a number at
+    the end of ``acq-`` or ``rec-``, such as ``rec-coil03``). The reference scan of their combination (``acq-coilref``, or what
+    the query ``coil_reference`` of the filter finds) comes from the same session; where there are several, the one that shares
+    most entities with the acquisition. The T1w is taken from the same session, else from any session (in the order of their
+    labels); where there are several, the one with the fewest entities beside ``run``, then the last run, then the first by
+    name; ``acq-`` and the like need not match.
     """
     root = Path(execution.bids_dir).resolve()
     if not root.is_dir():
@@ -128,21 +133,53 @@ def read_dataset(execution: Execution, recipe: Recipe) -> Dataset:
 
     with Layout(root, participants) as layout:
         images = layout.images("megre", execution.bids_filters)
+        references = layout.images("coil_reference", execution.bids_filters)
+        apart = {image.path for image in references}
+        images = [image for image in images if image.path not in apart]
         if sessions:
             images = [image for image in images if image.entities.get("ses") in sessions]
         found = Findings()
         _check_presence(images, root, participants, execution.bids_filters, found)
-        reader = _Reader(layout, recipe, _T1w(layout, execution.bids_filters))
-        groups = _without_namesakes(_without_coils(_grouped(images), found))
-        acquisitions = [reader.acquisition(group, found, notices) for group, notices in groups]
+        reader = _Reader(layout, recipe, _T1w(layout, execution.bids_filters), _grouped(mark_coils(references)).values())
+        groups = _without_namesakes(_grouped(mark_coils(images)).values())
+        acquisitions = [reader.combinable(group, found, notices) for group, notices in groups]
     return Dataset(root, tuple(a for a in acquisitions if a), tuple(dict.fromkeys(found.problems)))
 
 
 class _Reader:
     """Turns the images of one acquisition into an :class:`Acquisition`, or into problems."""
 
-    def __init__(self, layout: Layout, recipe: Recipe, t1w: _T1w):
-        self.layout, self.recipe, self.t1w = layout, recipe, t1w
+    def __init__(self, layout: Layout, recipe: Recipe, t1w: _T1w, references: Iterable[list[Image]]):
+        self.layout, self.recipe, self.t1w, self.references = layout, recipe, t1w, list(references)
+
+    def combinable(self, images: Sequence[Image], found: Findings, notices: Sequence[str]) -> Acquisition | None:
+        """As :meth:`acquisition`; uncombined images come with the reference that they need, or end as a problem."""
+        mine = Findings(notices=list(notices))
+        images = prefer_combined(images, mine)
+        acquisition = self.acquisition(images, found, mine.notices)
+        if acquisition is None or acquisition.coils == 1:
+            return acquisition
+        mine = Findings()
+        if needs_reference(self.recipe.coils):
+            acquisition = replace(acquisition, reference=self._reference(acquisition, mine))
+        if not mine.problems:
+            check_combination(acquisition, self.recipe.coils, images[0].relative, mine)
+        found.problems += mine.problems
+        return None if mine.problems else replace(acquisition, notices=(*acquisition.notices, *mine.notices))
+
+    def _reference(self, acquisition: Acquisition, found: Findings) -> Acquisition | None:
+        """The reference scan for an acquisition: of its session, the one that shares most entities, then the first by name."""
+        entities = acquisition.entities
+        place = entities["sub"], entities.get("ses")
+        near = [group for group in self.references if (group[0].entities["sub"], group[0].entities.get("ses")) == place]
+        near.sort(key=lambda group: -len(series_entities(group[0]).items() & entities.items()))
+        if not near:
+            return None
+        if len(near) > 1:
+            found.notice(f"coil reference: {near[0][0].name} was chosen out of {len(near)}")
+        # One echo with phase is all it needs; its field strength is that of the acquisition.
+        recipe = replace(self.recipe, outputs=("qsm",), b0=self.recipe.b0 or acquisition.b0)
+        return _Reader(self.layout, recipe, self.t1w, ()).acquisition(near[0], found, ())
 
     def acquisition(self, images: Sequence[Image], found: Findings, notices: Sequence[str]) -> Acquisition | None:
         """The acquisition with ``notices``, or None if it cannot be processed (the reasons are added to ``found``)."""
@@ -163,9 +200,10 @@ class _Reader:
             mine.notice(notice)
         self._notices(rows, mine)
         t1w = self.t1w.match(images[0].entities, mine, found)
-        volumes = {part: tuple(row.parts[part].volume for row in rows) for part in rows[0].parts}
+        coils = next(iter(rows[0].parts.values())).volumes
+        volumes = {part: tuple(row.parts[part].volumes[coil] for row in rows for coil in coils) for part in rows[0].parts}
         return Acquisition(
-            entities=_key(images[0].entities),
+            entities=series_entities(images[0]),
             suffix=images[0].suffix,
             echo_times=tuple(row.time for row in rows),
             magnitude=volumes.get("mag", ()),
@@ -176,6 +214,7 @@ class _Reader:
             b0=b0,
             metadata=dict(chain.from_iterable(echo.metadata.items() for echo in rows[0].parts.values())),
             t1w=t1w,
+            coils=len(coils),
             notices=tuple(mine.notices),
         )
 
@@ -258,6 +297,11 @@ class _Reader:
         first = next(iter(rows[0].parts.values()))
         for notice in first.header.notices:
             found.notice(notice)
+        if len(first.volumes) > 1:
+            guessed = "" if first.image.coil or first.header.extra_axes else ": the volumes of every echo were taken as coils"
+            found.notice(f"{len(first.volumes)} uncombined coils{guessed}")
+        elif first.image.coil:
+            found.notice(f"only one coil ({first.image.coil}) of an uncombined acquisition")
         if len(rows) == 1:
             found.notice("one echo: phase offsets cannot be removed and R2* cannot be computed")
         elif len(rows) == 2:
@@ -353,7 +397,7 @@ def _grouped(images: Iterable[Image]) -> dict[str, list[Image]]:
     """Images by acquisition, in the order of their names."""
     groups: dict[str, list[Image]] = defaultdict(list)
     for image in images:
-        groups[f"{_name(_key(image.entities))}_{image.suffix}"].append(image)
+        groups[f"{_name(series_entities(image))}_{image.suffix}"].append(image)
     return dict(sorted(groups.items()))
 
 
@@ -361,38 +405,13 @@ def _without_namesakes(groups: Iterable[list[Image]]) -> list[tuple[list[Image],
     """Groups with notices; of a MEGRE and a T2starw series of the same entities, whose outputs would share names, the first."""
     chosen: dict[str, tuple[list[Image], tuple[str, ...]]] = {}
     for images in sorted(groups, key=lambda images: images[0].suffix != "MEGRE"):
-        name = _name(_key(images[0].entities))
+        name = _name(series_entities(images[0]))
         if name in chosen:
             first, notices = chosen[name]
             chosen[name] = first, (*notices, f"left aside, because it has the same entities: {images[0].relative}")
         else:
             chosen[name] = images, ()
     return [chosen[name] for name in sorted(chosen)]
-
-
-def _without_coils(groups: Mapping[str, list[Image]], found: Findings) -> list[list[Image]]:
-    """Groups that are not single coils; those that are become one problem per series."""
-    families: dict[str, list[str]] = defaultdict(list)
-    for name, images in groups.items():
-        entities = dict(images[0].entities)
-        is_coil = entities.pop("coil", None) is not None
-        for key in ("acq", "rec"):
-            entities[key], count = _COIL_LABEL.subn("", entities.get(key, ""))
-            is_coil = is_coil or bool(count)
-        family = f"{_name(_key(entities))}_{images[0].suffix}" if is_coil else name
-        families[family].append(name)
-    kept = []
-    for members in families.values():
-        first = groups[members[0]]
-        if len(members) > 1 or "coil" in first[0].entities:
-            found.problem(first[0].relative, f"is one of {len(members)} uncombined coils", _COMBINE)
-        else:
-            kept.append(first)
-    return kept
-
-
-def _key(entities: Mapping[str, str]) -> dict[str, str]:
-    return {key: value for key, value in entities.items() if key not in ("echo", "part")}
 
 
 def _name(entities: Mapping[str, str]) -> str:

@@ -21,8 +21,11 @@ _EXTENSIONS = (".nii", ".nii.gz")
 #: What is looked for, by the name that a filter file may give it; a filter adds to a query or overrides it.
 QUERIES = {
     "megre": {"datatype": "anat", "suffix": ["MEGRE", "T2starw"], "extension": list(_EXTENSIONS)},
+    "coil_reference": {
+        "datatype": "anat", "suffix": ["MEGRE", "T2starw"], "acquisition": "coilref", "extension": list(_EXTENSIONS),
+    },
     "t1w": {"datatype": "anat", "suffix": ["T1w"], "part": ["mag", None], "extension": list(_EXTENSIONS)},
-}
+}  # fmt: skip
 
 #: Entities as BIDS orders them in names; others (``coil``) come last.
 _ORDER = ("sub", "ses", "task", "acq", "ce", "rec", "dir", "run", "mod", "echo", "flip", "inv", "mt", "part", "chunk")
@@ -35,12 +38,16 @@ _MAX_LISTED = 20
 
 @dataclass(frozen=True)
 class Image:
-    """An image file: where it is, its name from the dataset's root on, and what that name says."""
+    """An image file: where it is, its name from the dataset's root on, and what that name says.
+
+    ``coil`` is the label of the receive coil in the name of an uncombined image, empty for all others.
+    """
 
     path: str
     relative: str
     entities: Mapping[str, str]
     suffix: str
+    coil: str = ""
 
     @property
     def name(self) -> str:

@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -64,7 +64,7 @@ Every image has a sidecar with its unit, its sources, and the methods and parame
 `descriptions.tsv` explains the `desc-` labels.
 """
 
-_PHASE = ("offset", "unwrap", "field", "mask")
+_PHASE = ("coils", "readout", "offset", "unwrap", "field", "mask")
 _CHAIN = (*_PHASE, "background", "inversion", "reference")
 
 
@@ -112,22 +112,28 @@ PRODUCTS: dict[str, Product] = {
         "ppm", {"desc": "cosmos"}, (*_PHASE, "background", "reference"), stripped=True,
     ),
     "r2star": Product(
-        "anat", "R2starmap", "Effective transverse relaxation rate.", "1/s", stages=("mask", "relaxometry"), stripped=True,
+        "anat", "R2starmap", "Effective transverse relaxation rate.",
+        "1/s", stages=("coils", "mask", "relaxometry"), stripped=True,
     ),
     "t2star": Product(
-        "anat", "T2starmap", "Effective transverse relaxation time.", "s", stages=("mask", "relaxometry"), stripped=True,
+        "anat", "T2starmap", "Effective transverse relaxation time.",
+        "s", stages=("coils", "mask", "relaxometry"), stripped=True,
     ),
     "s0": Product(
         "anat", "S0map", "Magnitude extrapolated to echo time zero.",
-        "arbitrary", stages=("mask", "relaxometry"), stripped=True,
+        "arbitrary", stages=("coils", "mask", "relaxometry"), stripped=True,
     ),
     "combined": Product(
         "anat", "T2starw", "Magnitude combined over the echoes (root of the sum of squares).",
-        "arbitrary", {"desc": "combined"}, stripped=False,
+        "arbitrary", {"desc": "combined"}, ("coils",), stripped=False,
     ),
     "unwrapped": Product(
         "anat", "MEGRE", "Unwrapped phase of one echo after phase-offset removal.",
-        "rad", {"part": "phase", "desc": "unwrapped"}, ("offset", "unwrap", "mask"), stripped=True,
+        "rad", {"part": "phase", "desc": "unwrapped"}, ("coils", "readout", "offset", "unwrap", "mask"), stripped=True,
+    ),
+    "matching": Product(
+        "anat", "T2starw", "Matching quality of the receive coils in the first echo: 100 % where the phases of all agree.",
+        "percent", {"desc": "coilmatching"}, ("coils",), stripped=False,
     ),
     "brain_mask": Product(
         "anat", "mask", "Brain in the magnitude image.", "", {"desc": "brain"}, ("mask",), dtype="uint8", mask_type="Brain",
@@ -252,7 +258,9 @@ def sidecar_path(path: Path) -> Path:
     return path.with_name(path.name.split(".")[0] + ".json")
 
 
-def sidecar(product: str, acquisition: Acquisition, recipe: Recipe, *, datasets: Mapping[str, Path]) -> dict[str, object]:
+def sidecar(
+    product: str, acquisition: Acquisition, recipe: Recipe, *, datasets: Mapping[str, Path], skipped: Collection[str] = ()
+) -> dict[str, object]:
     """Metadata of an output image: what it is, in which unit, from which files, by which methods and parameters.
 
     Parameters
@@ -265,6 +273,8 @@ def sidecar(product: str, acquisition: Acquisition, recipe: Recipe, *, datasets:
         Methods and parameters; only the stages that lead to the product are listed.
     datasets : mapping of str to Path
         Roots of the datasets that sources may lie in, by the name they have in BIDS URIs (``"raw"``).
+    skipped : collection of str
+        Stages that do not run for this acquisition.
 
     Returns
     -------
@@ -292,7 +302,7 @@ def sidecar(product: str, acquisition: Acquisition, recipe: Recipe, *, datasets:
     content["Methods"] = [
         {"Stage": stage, "Method": name, "Parameters": recipe.values(stage, name)}
         for stage, name in recipe.methods
-        if stage in row.stages
+        if stage in row.stages and stage not in skipped
     ]
     return content
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from qsmflow.bids.headers import Header
@@ -21,7 +21,7 @@ _MAX_ECHO_TIME = 1.0
 #: Echo times of magnitude and phase may differ by rounding, s.
 _TIME_TOLERANCE = 1e-6
 
-_COMBINE = "combine the coils first (coils are never counted as echoes)"
+_NAME_COILS = "if they are coils, name the file echo-1, or store them along a fifth axis (coils are never counted as echoes)"
 
 #: ImageType of phase that a susceptibility-weighted imaging reconstruction has filtered.
 _FILTERED = re.compile(r"FILT|^(SWI|SWAN|SWIP|VENOBOLD|HPF)$", re.IGNORECASE)
@@ -29,7 +29,7 @@ _FILTERED = re.compile(r"FILT|^(SWI|SWAN|SWIP|VENOBOLD|HPF)$", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class Volume:
-    """One 3D volume in a file: ``index`` counts along the fourth axis (None for a 3D file)."""
+    """One 3D volume in a file: ``index`` counts its volumes as they are stored, the fourth axis first (None for a 3D file)."""
 
     path: str
     index: int | None
@@ -37,13 +37,26 @@ class Volume:
 
 @dataclass(frozen=True, eq=False)
 class Echo:
-    """One part of one echo."""
+    """One part of one echo: a volume per receive coil (one, where they were combined), and the files that hold them."""
 
     time: float | None
-    volume: Volume
-    image: Image
-    header: Header
+    volumes: Mapping[str, Volume]
+    files: tuple[tuple[Image, Header], ...]
     metadata: Mapping[str, object]
+
+    @property
+    def image(self) -> Image:
+        """The first of the files."""
+        return self.files[0][0]
+
+    @property
+    def header(self) -> Header:
+        """The header of the first of the files."""
+        return self.files[0][1]
+
+    def joined(self, other: Echo) -> Echo:
+        """This echo with the coils of another file."""
+        return replace(self, volumes={**self.volumes, **other.volumes}, files=self.files + other.files)
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,10 +89,15 @@ def read_part(
     for image in images:
         try:
             for number, echo in _echoes(image, header(image), metadata(image)).items():
-                if number in echoes:
-                    other = echoes[number].image.name
-                    found.problem(image.relative, f"is echo {number} as {other} is", "keep one of them")
-                echoes[number] = echo
+                known = echoes.get(number)
+                if known and known.volumes.keys() & echo.volumes.keys():
+                    found.problem(image.relative, f"is echo {number} as {known.image.name} is", "keep one of them")
+                if known and known.time != echo.time:
+                    found.problem(
+                        image.relative, f"its EchoTime is not that of {known.image.name}, another coil of echo {number}",
+                        "correct the sidecars: all coils of an echo share its time",
+                    )  # fmt: skip
+                echoes[number] = known.joined(echo) if known else echo
         except Unusable as error:
             found.problems.append(error.problem)
     return echoes
@@ -100,6 +118,7 @@ def combine(parts: Mapping[str, Mapping[int, Echo]], found: Findings) -> list[Ro
     if ordered != list(rows.values()):
         found.notice("echoes were sorted by EchoTime: their numbers are in another order")
     _check_duplicates(ordered, found)
+    _check_coils(ordered, found)
     _check_grids(ordered, found)
     return ordered
 
@@ -133,28 +152,42 @@ def _echoes(image: Image, header: Header, metadata: Mapping) -> dict[int, Echo]:
     times = None if "EchoTime" not in metadata else [_seconds(value, image) for value in _listed(metadata["EchoTime"])]
     if number is not None and not number.isdigit():
         raise Unusable(image.relative, f"echo number '{number}' is not a number", "rename the file")
-    if header.extra_axes:
-        count = math.prod(header.extra_axes)
-        raise Unusable(image.relative, f"has {len(header.shape)} axes ({count} volumes per echo): uncombined coils", _COMBINE)
-    if header.volumes > 1 and number is not None:
-        raise Unusable(image.relative, f"holds {header.volumes} volumes of one echo: uncombined coils or repetitions", _COMBINE)
-    if header.volumes > 1 and times is None:
+    count, coils = _axes(image, header)
+    if count > 1 and times is None:
         raise Unusable(
-            image.relative, f"holds {header.volumes} volumes but no EchoTime",
-            f"list the {header.volumes} echo times in its sidecar, if they are echoes; if they are coils, {_COMBINE}",
+            image.relative, f"holds {count} volumes but no EchoTime",
+            f"list the {count} echo times in its sidecar, if they are echoes; {_NAME_COILS}",
         )  # fmt: skip
-    if times is not None and len(times) != header.volumes:
+    if times is not None and len(times) != count:
         raise Unusable(
-            image.relative, f"holds {header.volumes} volume(s) but its EchoTime lists {len(times)}",
-            f"list one echo time (s) per volume; if the volumes are coils, {_COMBINE}",
+            image.relative, f"holds {count} volume(s) but its EchoTime lists {len(times)}",
+            f"list one echo time (s) per volume; {_NAME_COILS}",
         )  # fmt: skip
-    index = range(header.volumes) if len(header.shape) > 3 else (None,)
-    return {
-        (place or 0) + int(number or 1): Echo(
-            None if times is None else times[place or 0], Volume(image.path, place), image, header, metadata
-        )
-        for place in index
-    }
+    if coils > 1 and image.coil:
+        raise Unusable(image.relative, f"is one coil by its name, but holds {coils}", "keep one coil per file, or rename it")
+    result = {}
+    for place in range(count):
+        indices = [place + count * coil for coil in range(coils)] if len(header.shape) > 3 else [None]
+        labels = [image.coil] if coils == 1 else [str(coil + 1) for coil in range(coils)]
+        volumes = {label: Volume(image.path, index) for label, index in zip(labels, indices, strict=True)}
+        time = None if times is None else times[place]
+        result[place + int(number or 1)] = Echo(time, volumes, ((image, header),), metadata)
+    return result
+
+
+def _axes(image: Image, header: Header) -> tuple[int, int]:
+    """How many echoes and how many coils a file holds: echoes come first, and several volumes of one echo are its coils."""
+    coils = math.prod(header.extra_axes)
+    if len(header.extra_axes) > 1:
+        raise Unusable(image.relative, f"has {len(header.shape)} axes", "store it as x, y, z, echo, coil")
+    if "echo" not in image.entities or header.volumes == 1:
+        return header.volumes, coils
+    if coils > 1:
+        raise Unusable(
+            image.relative, f"is one echo by its name, but holds {header.volumes} volumes of {coils} coils",
+            "leave echo- out of its name and list the echo times, or store one echo per file",
+        )  # fmt: skip
+    return 1, header.volumes
 
 
 def _seconds(value: object, image: Image) -> float:
@@ -192,14 +225,33 @@ def _check_duplicates(rows: Sequence[Row], found: Findings) -> None:
             found.problem(b.relative, f"has the same EchoTime ({two.time:g} s) as {a.name}", "correct EchoTime in the sidecars")
 
 
+def _check_coils(rows: Sequence[Row], found: Findings) -> None:
+    """Every part of every echo must have the coils of the first one."""
+    echoes = [echo for row in rows for echo in row.parts.values()]
+    for echo in echoes[1:]:
+        first, wanted = echoes[0].image, echoes[0].volumes
+        if len(echo.volumes) != len(wanted):
+            found.problem(
+                echo.image.relative, f"comes with {len(echo.volumes)} coil(s), {first.name} with {len(wanted)}",
+                "all parts of all echoes need the same coils; add them, or choose images with a BIDS filter",
+            )  # fmt: skip
+        elif echo.volumes.keys() != wanted.keys():
+            odd = sorted(wanted.keys() ^ echo.volumes.keys())
+            found.problem(
+                echo.image.relative,
+                f"has other coils ({', '.join(odd)}) than {first.name}",
+                "name the coils alike in all parts",
+            )
+
+
 def _check_grids(rows: Sequence[Row], found: Findings) -> None:
     """Every volume must lie on the grid of the first one."""
-    echoes = {echo.image.relative: echo for row in rows for echo in row.parts.values()}
-    first, *others = echoes.values() if echoes else (None,)
-    for echo in others:
-        difference = echo.header.difference(first.header)
+    files = {file[0].relative: file for row in rows for echo in row.parts.values() for file in echo.files}
+    first, *others = files.values() if files else (None,)
+    for image, header in others:
+        difference = header.difference(first[1])
         if difference:
-            found.problem(echo.image.relative, f"{difference} of {first.image.name}", "all must share one grid")
+            found.problem(image.relative, f"{difference} of {first[0].name}", "all must share one grid")
 
 
 def _unit(echo: Echo, found: Findings) -> str:

@@ -48,6 +48,7 @@ def describe(plan: Plan, reason: str, root: Path, files: Sequence[str]) -> str:
     times = ", ".join(f"{1000 * t:.4g}" for t in acquisition.echo_times)
     lines += [
         f"  images: {' and '.join(parts)} of {len(acquisition.echo_times)} echoes ({times} ms)"
+        + (f", {acquisition.coils} coils" if acquisition.coils > 1 else "")
         + (f", {acquisition.b0:g} T" if acquisition.b0 else "")
         + f", {' x '.join(map(str, grid.shape))} voxels of {' x '.join(f'{h:.4g}' for h in grid.voxel_size)} mm",
         *(f"  reads: {_relative(path, root)}" for path in read),

@@ -233,9 +233,8 @@ def _number(text: str) -> float:
 def _recipe(options: argparse.Namespace) -> Recipe:
     """The named recipe with the changes of the command line."""
     base = Recipe.load(options.recipe)
-    changes = {
-        stage: getattr(options, stage) for stage in ("offset", "unwrap", "field", "relaxometry", "background", "inversion")
-    } | {key: getattr(options, key) for key in ("b0", "phase_sign", "cosmos")}
+    stages = ("coils", "readout", "offset", "unwrap", "field", "relaxometry", "background", "inversion")
+    changes = {key: getattr(options, key) for key in (*stages, "b0", "phase_sign", "cosmos")}
     for key in ("mask", "atlas", "reference_region"):
         given = getattr(options, key)
         changes[key] = None if given is None else checks.image_file(f"--{key.replace('_', '-')}", given)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,14 +43,26 @@ def read_grid(path: str | Path) -> Grid:
 def read(path: str | Path, dtype: type = np.float32, volume: int | None = None) -> np.ndarray:
     """The voxels of an image file with slope and intercept applied, as ``dtype`` (``bool``: non-zero).
 
-    ``volume`` picks one volume along the fourth axis, which then is the only one that is read.
+    ``volume`` picks one of the volumes, counted as they are stored (the fourth axis first); it then is the only one that is
+    read.
     """
     image = nb.load(path)
     if volume is None:
         data = np.asanyarray(image.dataobj)
     else:
-        data = np.asanyarray(image.dataobj[:, :, :, volume]).reshape(image.shape[:3])
+        place = np.unravel_index(volume, image.shape[3:], order="F")
+        data = np.asanyarray(image.dataobj[(slice(None),) * 3 + place]).reshape(image.shape[:3])
     return data != 0 if dtype is bool else np.ascontiguousarray(data, dtype=dtype)
+
+
+def unpack(path: str | Path, folder: Path) -> str:
+    """A file of several volumes that can be read by the volume: a copy in ``folder`` of a compressed one, any other itself."""
+    if not str(path).endswith(".gz") or len(nb.load(path).shape) < 4:
+        return str(path)
+    copy = folder / f"{len(list(folder.iterdir()))}.nii"
+    with gzip.open(path) as packed, copy.open("wb") as file:
+        shutil.copyfileobj(packed, file, 1 << 20)
+    return str(copy)
 
 
 def write(path: str | Path, data: np.ndarray, grid: Grid) -> str:

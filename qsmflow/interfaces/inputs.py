@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,20 +19,24 @@ from qsmflow.algorithms.scaling import (
 )
 from qsmflow.interfaces import images
 
+#: The parts that a signal may come in.
+PARTS = ("magnitude", "phase", "real", "imag")
 
-def _volumes(what: str) -> traits.List:
+
+def volumes(what: str) -> traits.List:
+    """A trait for the volumes of one part."""
     return traits.List(
         traits.Tuple(File(exists=True), traits.Union(None, traits.Int)),
         usedefault=True,
-        desc=f"{what}: (path, index along the fourth axis or None) per echo",
+        desc=f"{what}: (path, index of the volume in the file or None) per echo",
     )
 
 
 class LoadAcquisitionInputSpec(BaseInterfaceInputSpec):
-    magnitude = _volumes("magnitude")
-    phase = _volumes("phase")
-    real = _volumes("real part")
-    imag = _volumes("imaginary part")
+    magnitude = volumes("magnitude")
+    phase = volumes("phase")
+    real = volumes("real part")
+    imag = volumes("imaginary part")
     phase_units = traits.Enum("arbitrary", "rad", usedefault=True, desc="unit of the phase as the sidecars give it")
     phase_sign = traits.Enum("auto", "+", "-", usedefault=True, desc="'-' negates the phase; 'auto' leaves it to a later check")
 
@@ -54,7 +58,9 @@ class LoadAcquisition(SimpleInterface):
     output_spec = LoadAcquisitionOutputSpec
 
     def _run_interface(self, runtime):
-        source, folder = _Source(self.inputs), Path(runtime.cwd)
+        given = {part: getattr(self.inputs, part) for part in PARTS}
+        source = Source(given, units=self.inputs.phase_units, sign=self.inputs.phase_sign)
+        folder = Path(runtime.cwd)
         if source.has_phase:
             self._results["phase"] = images.write(folder / "phase.nii", source.load_phase(), source.grid)
         self._results["magnitude"] = images.write(folder / "magnitude.nii", source.load_magnitude(), source.grid)
@@ -62,16 +68,26 @@ class LoadAcquisition(SimpleInterface):
         return runtime
 
 
-class _Source:
-    """The volumes of an acquisition, and what is learnt while they are read."""
+class Source:
+    """The volumes of an acquisition, and what is learnt while they are read.
 
-    def __init__(self, inputs: LoadAcquisitionInputSpec):
-        self.volumes = {part: list(getattr(inputs, part)) for part in ("magnitude", "phase", "real", "imag")}
-        self.units, self.sign = inputs.phase_units, inputs.phase_sign
+    Parameters
+    ----------
+    volumes : mapping of str to sequence of (path, index)
+        Volumes of every part in :data:`PARTS`, all in the same order.
+    units : str
+        Unit of the phase as the sidecars give it.
+    sign : str
+        ``"-"`` negates the phase.
+    """
+
+    def __init__(self, volumes: Mapping[str, Sequence[tuple[str, int | None]]], *, units: str, sign: str):
+        self.volumes = {part: list(volumes[part]) for part in PARTS}
+        self.units, self.sign = units, sign
         given = [volumes for volumes in self.volumes.values() if volumes]
         if not given or len({len(volumes) for volumes in given}) > 1 or len(self.volumes["real"]) != len(self.volumes["imag"]):
             raise ValueError("every part of an acquisition must have the same number of echoes, at least one")
-        self.echoes = len(given[0])
+        self.count = len(given[0])
         self.grid = images.read_grid(given[0][0][0])
         self.invalid = np.zeros(self.grid.shape, dtype=bool)
         self.range: tuple[float, float] | None = None
@@ -88,28 +104,39 @@ class _Source:
         return bool(self.volumes["magnitude"] or self.volumes["real"])
 
     def load_phase(self) -> np.ndarray:
-        """Phase of all echoes, rad."""
-        phase = self._stack(self._phase(echo) for echo in range(self.echoes))
-        ranges = [finite_range(phase[..., echo]) for echo in range(self.echoes)]
-        self.range = min(low for low, _ in ranges), max(high for _, high in ranges)
-        self.scale = phase_scale(*self.range, units=self.units if self.volumes["phase"] else "rad")
-        for echo in range(self.echoes):
-            phase[..., echo] = self.scale.apply(phase[..., echo])
-        self.levels = few_levels(phase[..., 0])
+        """Phase of all volumes, rad."""
+        phase = self._stack(self.stored_phase(volume) for volume in range(self.count))
+        self.learn_scale(finite_range(phase[..., volume]) for volume in range(self.count))
+        for volume in range(self.count):
+            phase[..., volume] = self.scale.apply(phase[..., volume])
         # Chopping is the same in all echoes, and the first has the least phase of other origin.
-        self.chopped = chopped_axes(phase[..., 0], self._magnitude(0))
-        for echo in range(self.echoes):
-            if self.chopped:
-                phase[..., echo] = undo_chopping(phase[..., echo], self.chopped)
-            if self.sign == "-":
-                np.negative(phase[..., echo], out=phase[..., echo])
+        self.learn_defects(phase[..., 0], self.magnitude(0))
+        for volume in range(self.count):
+            phase[..., volume] = self.mended(phase[..., volume])
         return phase
 
     def load_magnitude(self) -> np.ndarray:
-        """Magnitude of all echoes."""
-        magnitude = self._stack(self._magnitude(echo) for echo in range(self.echoes))
+        """Magnitude of all volumes."""
+        magnitude = self._stack(self.magnitude(volume) for volume in range(self.count))
         magnitude[self.invalid] = 0
         return magnitude
+
+    def learn_scale(self, ranges: Iterable[tuple[float, float]]) -> None:
+        """Find the scale of the phase from the ranges of all volumes."""
+        ranges = list(ranges)
+        self.range = min(low for low, _ in ranges), max(high for _, high in ranges)
+        self.scale = phase_scale(*self.range, units=self.units if self.volumes["phase"] else "rad")
+
+    def learn_defects(self, phase: np.ndarray, magnitude: np.ndarray) -> None:
+        """Find out from one volume whether phase was rounded to few levels, and whether slices were chopped."""
+        self.levels = few_levels(phase)
+        self.chopped = chopped_axes(phase, magnitude)
+
+    def mended(self, phase: np.ndarray) -> np.ndarray:
+        """Phase in radians without chopping and with the sign that was asked for."""
+        if self.chopped:
+            phase = undo_chopping(phase, self.chopped)
+        return -phase if self.sign == "-" else phase
 
     def report(self) -> dict[str, object]:
         """What was done and found, after both were loaded."""
@@ -135,20 +162,22 @@ class _Source:
             "warnings": warnings,
         }
 
-    def _phase(self, echo: int) -> np.ndarray:
+    def stored_phase(self, volume: int) -> np.ndarray:
+        """Phase of one volume as it is stored."""
         if self.volumes["phase"]:
-            return self._read("phase", echo)
-        return complex_to_polar(self._read("real", echo), self._read("imag", echo))[1]
+            return self._read("phase", volume)
+        return complex_to_polar(self._read("real", volume), self._read("imag", volume))[1]
 
-    def _magnitude(self, echo: int) -> np.ndarray:
+    def magnitude(self, volume: int) -> np.ndarray:
+        """Magnitude of one volume; ones where there is none."""
         if self.volumes["magnitude"]:
-            return np.nan_to_num(self._read("magnitude", echo), copy=False, posinf=0, neginf=0)
+            return np.nan_to_num(self._read("magnitude", volume), copy=False, posinf=0, neginf=0)
         if self.volumes["real"]:
-            return complex_to_polar(self._read("real", echo), self._read("imag", echo))[0]
+            return complex_to_polar(self._read("real", volume), self._read("imag", volume))[0]
         return np.ones(self.grid.shape, dtype=np.float32)
 
-    def _read(self, part: str, echo: int) -> np.ndarray:
-        path, index = self.volumes[part][echo]
+    def _read(self, part: str, volume: int) -> np.ndarray:
+        path, index = self.volumes[part][volume]
         data = images.read(path, volume=index)
         if data.shape != self.grid.shape:
             raise ValueError(f"{path}: a volume of shape {data.shape} where the others have {self.grid.shape}")
@@ -157,7 +186,7 @@ class _Source:
 
     def _stack(self, volumes: Iterator[np.ndarray]) -> np.ndarray:
         # Column-major, so that each echo is contiguous in memory as it is in the file.
-        stack = np.empty((*self.grid.shape, self.echoes), dtype=np.float32, order="F")
-        for echo, data in enumerate(volumes):
-            stack[..., echo] = data
+        stack = np.empty((*self.grid.shape, self.count), dtype=np.float32, order="F")
+        for place, data in enumerate(volumes):
+            stack[..., place] = data
         return stack

@@ -35,7 +35,7 @@ _IRON_RICH = 0.05
 _VOLUMES = {
     "mask": bool, "brain_mask": bool, "reference_region": bool, "quality": np.float32, "total_field": np.float32,
     "local_field": np.float32, "field_error": np.float32, "residual": np.float32, "chi": np.float32, "r2star": np.float32,
-    "labels": np.int32,
+    "labels": np.int32, "matching": np.float32,
 }  # fmt: skip
 
 
@@ -47,6 +47,7 @@ class AcquisitionReportInputSpec(BaseInterfaceInputSpec):
     unwrapped = File(exists=True, desc="unwrapped phase of all echoes, rad")
     brain_mask = File(exists=True, desc="the brain, before unreliable voxels and the rim were given up")
     quality = File(exists=True, desc="phase quality, 0 to 1")
+    matching = File(exists=True, desc="matching quality of the receive coils, %")
     total_field = File(exists=True, desc="total field, ppm")
     local_field = File(exists=True, desc="local field, ppm")
     field_error = File(exists=True, desc="standard deviation of the total field, ppm")
@@ -63,6 +64,7 @@ class AcquisitionReportInputSpec(BaseInterfaceInputSpec):
     sources = traits.List(traits.Str, usedefault=True, desc="BIDS URIs of the images")
     notices = traits.List(traits.Str, usedefault=True, desc="what was found when the dataset was read")
     mask_notices = traits.List(traits.Str, usedefault=True, desc="what was found when the mask was made")
+    readout_notices = traits.List(traits.Str, usedefault=True, desc="what was found when odd and even echoes were compared")
     loaded = traits.Dict(usedefault=True, desc="report of LoadAcquisition; its notices and warnings are taken over")
     warnings = traits.List(traits.Dict(traits.Str, traits.Str), usedefault=True, desc="more warnings: what, remedy")
     recipe = traits.Str(mandatory=True, desc="the recipe as TOML")
@@ -172,6 +174,8 @@ class _Results:
         if isdefined(self.inputs.phase):
             for echo in range(len(self.echo_times)):
                 values[f"residues_echo{echo + 1}"] = metrics.residues(self._echo("phase", echo), mask)
+        if "matching" in have:
+            values["coil_matching"] = float(have["matching"][mask].mean(dtype=np.float64)) if mask.any() else math.nan
         if "residual" in have:
             values["fit_residual"] = metrics.fit_residual(have["residual"], mask)
         if "total_field" in have:
@@ -208,7 +212,7 @@ class _Results:
             "acquisition": inputs.name,
             "version": qsmflow.__version__,
             "metrics": values,
-            "notices": [*inputs.notices, *inputs.loaded.get("notices", []), *inputs.mask_notices],
+            "notices": [*inputs.notices, *inputs.loaded.get("notices", []), *inputs.mask_notices, *inputs.readout_notices],
             "warnings": [*inputs.loaded.get("warnings", []), *inputs.warnings, *quality.warnings(values)],
             "inputs": {
                 "echo_times": self.echo_times,

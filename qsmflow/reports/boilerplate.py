@@ -22,9 +22,12 @@ UNKNOWN = "not given in the metadata"
 #: Reason for leaving a stage out that needs no words.
 NOT_ASKED = "not asked for"
 
+#: Reason for leaving coil combination out that needs no words either.
+COMBINED = "the images are combined"
+
 #: Stages that only matter for one of the outputs.
 _ONLY_FOR = {"relaxometry": "r2star"} | dict.fromkeys(
-    ("offset", "unwrap", "field", "background", "inversion", "reference"), "qsm"
+    ("readout", "offset", "unwrap", "field", "background", "inversion", "reference"), "qsm"
 )
 
 #: How the atlas came to the gradient-echo images: sentence and citations.
@@ -169,8 +172,8 @@ def methods_text(
     echo_times : sequence of float
         Echo times, s.
     skipped : mapping of str to str
-        Stages that did not run, with the reason (``{"offset": "one echo"}``); of those with the reason :data:`NOT_ASKED`
-        nothing is said. For ``mask`` it means that a ready-made one was used.
+        Stages that did not run, with the reason (``{"offset": "one echo"}``); of those with the reason :data:`NOT_ASKED` or
+        :data:`COMBINED` nothing is said. For ``mask`` it means that a ready-made one was used.
     registration : str
         How the atlas came to the images: a key of :data:`REGISTRATIONS`, or empty when there are no regions.
     phase_reversed : bool
@@ -262,7 +265,9 @@ def reporting_table(
     QSM Consensus Organization Committee et al., Magn Reson Med 91:1834, 2024, doi:10.1002/mrm.30006.
     """
     skipped = dict(skipped or {})
-    rows = [[item, _metadata(acquisition, keys, form, factor)] for item, keys, form, factor in _ACQUISITION]
+    # Where coils are combined here, the stage has a row of its own and the scanner's word does not count.
+    here = STAGES["coils"].title.capitalize() if _wanted(recipe, "coils", skipped) else ""
+    rows = [[item, _metadata(acquisition, keys, form, factor)] for item, keys, form, factor in _ACQUISITION if item != here]
     rows[1:1] = [["Field strength", f"{b0:g} T" if b0 else UNKNOWN]]
     rows += [
         ["Echo times", ", ".join(f"{1000 * te:.4g}" for te in echo_times) + " ms"],
@@ -310,7 +315,7 @@ def _opening(recipe: Recipe, version: str, b0: float | None, echo_times: Sequenc
 
 def _wanted(recipe: Recipe, stage: str, skipped: Mapping[str, str]) -> bool:
     """Whether a stage belongs to what was asked for (it may still have been left out)."""
-    if skipped.get(stage) == NOT_ASKED:
+    if skipped.get(stage) in (NOT_ASKED, COMBINED):
         return False
     needed = stage == "relaxometry" and recipe.reference == "csf"
     return needed or _ONLY_FOR.get(stage, "") in ("", *recipe.outputs)

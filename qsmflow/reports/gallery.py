@@ -21,8 +21,8 @@ class Material:
 
     ``arrays`` holds what there is of ``magnitude`` (first echo), ``wrapped`` and ``unwrapped`` (first and last echo along the
     fourth axis, rad), ``brain``, ``mask`` (where susceptibility is given), ``quality``, ``total_field``, ``local_field``,
-    ``field_error`` (ppm), ``residual`` (rad), ``chi`` (ppm), ``r2star`` (1/s), ``labels``. ``label_names`` gives structure and
-    index of every label; ``regions`` is what :func:`~qsmflow.reports.figures.regions_plot` takes.
+    ``field_error`` (ppm), ``residual`` (rad), ``matching`` (%), ``chi`` (ppm), ``r2star`` (1/s), ``labels``. ``label_names``
+    gives structure and index of every label; ``regions`` is what :func:`~qsmflow.reports.figures.regions_plot` takes.
     """
 
     arrays: Mapping[str, np.ndarray]
@@ -128,6 +128,13 @@ def _residual(material: Material) -> tuple[bytes, dict]:
 
 def _quality(material: Material) -> tuple[bytes, dict]:
     rows = three_planes(material.view, material.arrays["quality"], window=(0.0, 1.0), unit="", colours="viridis")
+    return montage(material.view, rows), {}
+
+
+def _matching(material: Material) -> tuple[bytes, dict]:
+    rows = three_planes(
+        material.view, material.arrays["matching"], window=(50.0, 100.0), unit="%", colours="viridis", mask=_brain(material)
+    )
     return montage(material.view, rows), {}
 
 
@@ -254,6 +261,13 @@ PICTURES = (
         "Reliability of the phase for unwrapping, 0 to 1. Good: yellow throughout the brain, darker only at its edge, in"
         " large vessels and above the sinuses.",
         ("quality", "mask"), _quality,
+    ),
+    Picture(
+        "coilmatching", "T2starw", "phase", "Matching of the receive coils",
+        "How well the phases of the coils agree in the first echo after their offsets were removed. Good: near 100 %"
+        " throughout, lower only where noise rules. Dark lines or spots inside the brain are places where the coils cancel each"
+        " other: phase singularities start there.",
+        ("matching", "mask"), _matching,
     ),
     Picture(
         "outline", "mask", "masks", "Masks on the magnitude",

@@ -62,6 +62,12 @@ METRICS = (
         remedy="look at the wrapped phase for fringe lines that end inside the brain; they come from the coil combination",
     ),
     Metric(
+        "coil_matching", "Matching of the coils", "%", "near 100",
+        "Mean matching quality of the receive coils in the mask: 100 where the phases of all agree.", low=90,
+        remedy="look at the matching quality and at the wrapped phase; another method (--coils) may match the coils better",
+        digits=1,
+    ),
+    Metric(
         "fit_residual", "Misfit over the echoes", "rad", "lower",
         "Median deviation of the unwrapped phase from a straight line over the echoes.", high=0.4,
         remedy="look at the unwrapped phase for errors, and at the echo times; a bipolar readout or motion also bends the line",

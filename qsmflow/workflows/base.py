@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import astuple
 
 from nipype.pipeline.engine import Node, Workflow
@@ -14,9 +14,11 @@ from qsmflow.bids.inputs import Acquisition
 from qsmflow.bids.orientations import group_orientations
 from qsmflow.bids.outputs import bids_uri, dataset_roots
 from qsmflow.config import Execution, Recipe
+from qsmflow.interfaces.combination import CombineCoils
 from qsmflow.interfaces.field import TakeField
-from qsmflow.interfaces.inputs import LoadAcquisition
+from qsmflow.interfaces.inputs import PARTS, LoadAcquisition
 from qsmflow.interfaces.magnitude import CombineMagnitude
+from qsmflow.interfaces.readout import CorrectReadout
 from qsmflow.interfaces.regions import PickRegion, TabulateRegions
 from qsmflow.interfaces.registration import Warp
 from qsmflow.interfaces.relaxometry import MapRelaxation
@@ -97,6 +99,7 @@ def init_acquisition_wf(plan: Plan, execution: Execution) -> Workflow:
     graph.load()
     graph.mask()
     graph.relaxometry()
+    graph.readout()
     graph.field()
     graph.regions()
     graph.susceptibility()
@@ -131,14 +134,33 @@ class _Acquisition:
 
     def load(self) -> None:
         acquisition = self.plan.acquisition
-        parts = {part: [astuple(v) for v in getattr(acquisition, part)] for part in ("magnitude", "phase", "real", "imag")}
-        load = LoadAcquisition(**parts, phase_units=acquisition.phase_units, phase_sign=self.plan.recipe.phase_sign)
-        node = make_node(load, "load", volumes=2 * len(self.echo_times) + 6, voxels=self.plan.voxels)
+        parts = {part: [astuple(v) for v in getattr(acquisition, part)] for part in PARTS}
+        how = {"phase_units": acquisition.phase_units, "phase_sign": self.plan.recipe.phase_sign}
+        if self.plan.runs("coils"):
+            node = self.combine_coils(parts, how)
+        else:
+            node = make_node(
+                LoadAcquisition(**parts, **how), "load", volumes=2 * len(self.echo_times) + 6, voxels=self.plan.voxels
+            )
         self.workflow.add_nodes([node])
         self.gain(node, magnitude="magnitude", loaded="report", **({"phase": "phase"} if self.plan.has_phase else {}))
         combine = make_node(CombineMagnitude(), "combine_magnitude", volumes=len(self.echo_times) + 3, voxels=self.plan.voxels)
         self.feed(combine, magnitude="magnitude")
         self.gain(combine, combined="combined")
+
+    def combine_coils(self, parts: Mapping[str, Sequence[tuple]], how: Mapping[str, str]) -> Node:
+        """The node that takes the place of loading where the coils were not combined."""
+        acquisition = self.plan.acquisition
+        # Two complex sums and their polar form per echo, and a few volumes of one coil.
+        method = self.plan.method("coils")
+        node = method_node(CombineCoils, "combine_coils", method, volumes=5 * len(self.echo_times) + 25, **self.needs)
+        node.inputs.trait_set(**parts, **how, coils=acquisition.coils, echo_times=self.echo_times)
+        if acquisition.reference:
+            reference = acquisition.reference
+            first = {f"reference_{part}": [astuple(v) for v in getattr(reference, part)[: reference.coils]] for part in PARTS}
+            node.inputs.trait_set(**first, reference_units=reference.phase_units)
+        self.gain(node, matching="matching")
+        return node
 
     def mask(self) -> None:
         plan = self.plan
@@ -156,6 +178,16 @@ class _Acquisition:
             node.inputs.echo_times = self.echo_times
             self.feed(node, magnitude="magnitude", mask="brain")
             self.gain(node, r2star="r2star", t2star="t2star", s0="s0")
+
+    def readout(self) -> None:
+        if self.plan.runs("readout"):
+            method = self.plan.method("readout")
+            node = method_node(
+                CorrectReadout, "readout_correction", method, volumes=3 * len(self.echo_times) + 16, **self.needs
+            )
+            node.inputs.echo_times = self.echo_times
+            self.feed(node, phase="phase", magnitude="magnitude", mask="mask")
+            self.gain(node, one_way_phase="phase", readout_notices="notices", echo_polarity="echo_polarity")
 
     def field(self) -> None:
         plan = self.plan
@@ -177,7 +209,8 @@ class _Acquisition:
             b0=plan.acquisition.b0,
             **self.needs,
         )
-        self.feed(field, phase="phase", magnitude="magnitude", mask="mask")
+        phase = "one_way_phase" if "one_way_phase" in self.have else "phase"
+        self.feed(field, phase=phase, magnitude="magnitude", mask="mask")
         self.gain(field, unwrapped="unwrapped", total_field="total_field", field_error="field_error", residual="residual")
 
     def regions(self) -> None:
@@ -245,7 +278,8 @@ class _Acquisition:
         node = make_node(report, "report", volumes=3 * len(self.echo_times) + 30, voxels=plan.voxels)
         same = (
             "magnitude", "phase", "unwrapped", "quality", "total_field", "local_field", "field_error", "residual", "chi",
-            "r2star", "labels", "regions", "loaded", "mask_notices",
+            "r2star", "labels", "regions", "loaded", "mask_notices", "matching", "readout_notices",
+            "echo_polarity",
         )  # fmt: skip
         mask = "qsm_mask" if "qsm_mask" in self.have else "mask"
         names = {name: name for name in same} | {"brain_mask": "brain", "mask": mask, "label_table": "region_names"}
@@ -269,7 +303,7 @@ class _Acquisition:
     def _products(self) -> dict[str, tuple[str, dict]]:
         """What to save: product, from which field of :attr:`have`, with which settings."""
         plan = self.plan
-        wanted = {"brain_mask": "brain", "quality": "quality_file"}
+        wanted = {"brain_mask": "brain", "quality": "quality_file", "matching": "matching"}
         if plan.acquisition.magnitude or plan.acquisition.real:
             wanted["combined"] = "combined"
         if "r2star" in plan.recipe.outputs:

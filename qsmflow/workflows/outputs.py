@@ -58,7 +58,7 @@ def init_outputs_wf(
         name = key.partition(":")[0]
         save = SaveDerivative(output_dir=str(output_dir), entities=entities, product=name, **settings)
         if PRODUCTS[name].is_image:
-            save.inputs.metadata = sidecar(name, plan.acquisition, plan.recipe, datasets=datasets)
+            save.inputs.metadata = sidecar(name, plan.acquisition, plan.recipe, datasets=datasets, skipped=plan.skipped)
         node = make_node(save, "save_" + key.replace(":", "_"), volumes=6, voxels=plan.voxels)
         workflow.connect(inputs, name, node, "in_file")
         if name in measured:

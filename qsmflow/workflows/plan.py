@@ -13,6 +13,7 @@ from qsmflow.bids.inputs import Acquisition
 from qsmflow.bids.outputs import TEMPLATE, product_path
 from qsmflow.config import Execution, Recipe
 from qsmflow.interfaces.images import Grid, read_grid
+from qsmflow.reports.boilerplate import COMBINED
 
 #: A field of view whose second-longest side is below this is a patch of a head: no brain extraction, no atlas, mm.
 _HEAD = 120.0
@@ -22,6 +23,9 @@ SINGLE_STEP = "the inversion starts from the total field"
 
 #: Ready-made maps that ``--derivatives`` may hold, by product.
 _GIVEN = ("brain_mask", "total_field", "local_field", "labels")
+
+#: Stages between the phase and the susceptibility.
+_TO_CHI = ("readout", "offset", "unwrap", "field", "background", "inversion", "reference")
 
 
 class Method(NamedTuple):
@@ -111,6 +115,8 @@ def plan_acquisition(acquisition: Acquisition, recipe: Recipe, execution: Execut
         recipe, reasons = _mask(recipe, whole=whole, magnitude=magnitude, phase=has_phase)
         notices += reasons
 
+    recipe, reasons = _coils(recipe, acquisition)
+    notices += reasons
     skipped |= _skipped_stages(acquisition, recipe, given, magnitude)
     if "brain_mask" in given and not recipe.mask_file:
         skipped["mask"] = "the mask was given"
@@ -153,13 +159,29 @@ def _mask(recipe: Recipe, *, whole: bool, magnitude: bool, phase: bool) -> tuple
     return replace(recipe, mask=mask, parameters=kept), [f"{'; '.join(reasons)}; mask: {mask}"]
 
 
+def _coils(recipe: Recipe, acquisition: Acquisition) -> tuple[Recipe, list[str]]:
+    """The recipe with a method of coil combination that the number of echoes allows."""
+    if acquisition.coils == 1 or len(acquisition.echo_times) > 1:
+        return recipe, []
+    if "echo_times" not in registry.find("coils", recipe.coils).context:
+        return recipe, []
+    kept = {name: values for name, values in recipe.parameters.items() if name != recipe.coils}
+    reason = f"the coils are combined by vrc, because {recipe.coils} needs two echoes"
+    return replace(recipe, coils="vrc", parameters=kept), [reason]
+
+
 def _skipped_stages(acquisition: Acquisition, recipe: Recipe, given: Mapping[str, str], magnitude: bool) -> dict[str, str]:
     skipped = {}
     if "qsm" not in recipe.outputs:
-        skipped = dict.fromkeys(("offset", "unwrap", "field", "background", "inversion", "reference"), "not asked for")
+        skipped = dict.fromkeys(_TO_CHI, "not asked for")
     elif not (acquisition.phase or acquisition.real):
-        skipped = dict.fromkeys(("offset", "unwrap", "field", "background", "inversion", "reference"), "no phase")
+        skipped = dict.fromkeys(_TO_CHI, "no phase")
     else:
+        echoes = len(acquisition.echo_times)
+        if recipe.readout == "none":
+            skipped["readout"] = "not asked for"
+        elif echoes < 3:
+            skipped["readout"] = "one echo" if echoes == 1 else "two echoes"
         if recipe.offset == "none":
             skipped["offset"] = "not asked for"
         elif len(acquisition.echo_times) < 2:
@@ -167,11 +189,13 @@ def _skipped_stages(acquisition: Acquisition, recipe: Recipe, given: Mapping[str
         if recipe.reference == "none":
             skipped["reference"] = "not asked for"
         if "local_field" in given:
-            skipped |= dict.fromkeys(("offset", "unwrap", "field", "background"), "the local field was given")
+            skipped |= dict.fromkeys(("readout", "offset", "unwrap", "field", "background"), "the local field was given")
         elif "total_field" in given:
-            skipped |= dict.fromkeys(("offset", "unwrap", "field"), "the total field was given")
+            skipped |= dict.fromkeys(("readout", "offset", "unwrap", "field"), "the total field was given")
         if recipe.single_step:
             skipped["background"] = SINGLE_STEP
+    if acquisition.coils == 1:
+        skipped["coils"] = COMBINED
     if not magnitude:
         skipped["relaxometry"] = "no magnitude"
     elif len(acquisition.echo_times) < 2:

@@ -17,13 +17,14 @@ from qsmflow.workflows.failures import acquisition_workflow_name
 #: Field of view, mm: a head, and a slab of one.
 HEAD, PATCH = 200, 60
 
+READOUT = "readout_correction"
 OFFSET, UNWRAP, FIELD = "field_wf.offset_removal", "field_wf.unwrapping", "field_wf.field_mapping"
 BACKGROUND, INVERT, REFERENCE = (f"susceptibility_wf.{n}" for n in ("background_removal", "inversion", "referencing"))
 BRAIN, QUALITY = "mask_wf.brain_extraction", "mask_wf.quality"
 TO_T1W, TO_TEMPLATE = "registration_wf.magnitude_to_t1w", "registration_wf.magnitude_to_template"
 LABELS, TABLE, CHI_T1W, CHI_TEMPLATE = "labels_wf.labels", "tabulate", "chi_to_t1w", "chi_to_template"
 #: Everything between the phase and the table of regions.
-CHAIN = {OFFSET, UNWRAP, FIELD, BACKGROUND, INVERT, REFERENCE}
+CHAIN = {READOUT, OFFSET, UNWRAP, FIELD, BACKGROUND, INVERT, REFERENCE}
 
 
 class Study:
@@ -36,19 +37,20 @@ class Study:
         self.bids.mkdir()
         (self.bids / "dataset_description.json").write_text('{"Name": "headers", "BIDSVersion": "1.10.0"}')
 
-    def image(self, path, fov=HEAD):
+    def image(self, path, fov=HEAD, coils=1):
         affine = np.diag([*(fov / n for n in self.shape), 1.0])
         path.parent.mkdir(parents=True, exist_ok=True)
-        nb.save(nb.Nifti1Image(np.ones(self.shape, np.int16), affine), path)
+        shape = self.shape if coils == 1 else (*self.shape, coils)
+        nb.save(nb.Nifti1Image(np.ones(shape, np.int16), affine), path)
         return str(path)
 
-    def scan(self, sub="01", echoes=3, parts=("mag", "phase"), run="", fov=HEAD):
+    def scan(self, sub="01", echoes=3, parts=("mag", "phase"), run="", fov=HEAD, coils=1):
         suffix = "MEGRE" if echoes > 1 else "T2starw"
         for echo in range(1, echoes + 1):
             for part in parts:
                 name = f"sub-{sub}{run}" + f"_echo-{echo}" * (echoes > 1) + f"_part-{part}_{suffix}"
                 path = self.bids / f"sub-{sub}" / "anat" / f"{name}.nii"
-                self.image(path, fov)
+                self.image(path, fov, coils)
                 path.with_suffix(".json").write_text(json.dumps({"EchoTime": 0.008 * echo, "MagneticFieldStrength": 3}))
 
     def t1w(self, sub="01"):
@@ -197,6 +199,62 @@ def test_real_and_imaginary(study):
     assert (len(load.real), len(load.imag), len(load.phase), len(load.magnitude)) == (3, 3, 0, 0)
 
 
+@pytest.mark.parametrize("parts", [("mag", "phase"), ("real", "imag")])
+def test_uncombined_coils(study, parts):
+    """Their combination takes the place of loading; coils are no echoes."""
+    study.scan(parts=parts, coils=4)
+    graph = study.graph(Recipe())
+    assert {*CHAIN, "combine_coils", "relaxometry"} <= names(graph)
+    assert "load" not in names(graph)
+    assert saved(graph) == SAVED | {"matching"}
+    combine = node(graph, "combine_coils").inputs
+    assert (combine.algorithm, combine.coils, len(combine.echo_times)) == ("mcpc3ds-coils", 4, 3)
+    volumes = combine.phase if "phase" in parts else combine.imag
+    assert [index for _, index in volumes] == [0, 1, 2, 3] * 3
+    fed = {field for *_, edge in graph.in_edges(node(graph, "sub_01.report"), data=True) for _, field in edge["connect"]}
+    assert {"matching", "readout_notices"} <= fed
+
+
+def test_combined_images_are_not_touched(study):
+    study.scan()
+    graph = study.graph(Recipe(coils="vrc"))
+    assert "load" in names(graph)
+    assert "combine_coils" not in names(graph)
+    assert "matching" not in saved(graph)
+
+
+def test_one_echo_of_coils_is_combined_without_a_second(study):
+    study.scan(echoes=1, coils=4)
+    for file in (study.bids / "sub-01" / "anat").iterdir():  # a file of one echo, told so by its name
+        file.rename(file.with_name(file.name.replace("_part", "_echo-1_part")))
+    graph = study.graph(Recipe(parameters={"mcpc3ds-coils": {"sigma": 3.0}}))
+    assert node(graph, "combine_coils").inputs.algorithm == "vrc"
+    assert any("needs two echoes" in notice for notice in node(graph, "sub_01.report").inputs.notices)
+
+
+def test_coil_reference(study):
+    study.scan(coils=4)
+    for part in ("mag", "phase"):
+        path = study.bids / "sub-01" / "anat" / f"sub-01_acq-coilref_part-{part}_T2starw.nii"
+        study.image(path)
+        path.with_suffix(".json").write_text(json.dumps({"EchoTime": 0.002}))
+    graph = study.graph(Recipe(coils="roemer"))
+    combine = node(graph, "combine_coils").inputs
+    assert [path.rpartition("/")[2] for path, _ in combine.reference_phase] == ["sub-01_acq-coilref_part-phase_T2starw.nii"]
+    assert any("coilref" in uri for uri in node(graph, "sub_01.report").inputs.sources)
+
+
+@pytest.mark.parametrize(
+    ("echoes", "settings", "runs"), [(3, {}, True), (2, {}, False), (1, {}, False), (3, {"readout": "none"}, False)]
+)
+def test_readout_is_looked_at_from_three_echoes_on(study, echoes, settings, runs):
+    study.scan(echoes=echoes)
+    graph = study.graph(Recipe(**settings))
+    assert (READOUT in names(graph)) == runs
+    sources = {source.name for source, _ in graph.in_edges(node(graph, OFFSET if echoes > 1 else UNWRAP))}
+    assert ("readout_correction" in sources) == runs
+
+
 def test_patch(study):
     study.scan(fov=PATCH)
     study.t1w()
@@ -225,8 +283,8 @@ def test_given_mask(study):
 @pytest.mark.parametrize(
     ("product", "gone", "unsaved"),
     [
-        ("total_field", {OFFSET, UNWRAP, FIELD}, {"unwrapped_1"}),
-        ("local_field", {OFFSET, UNWRAP, FIELD, BACKGROUND}, {"unwrapped_1", "total_field"}),
+        ("total_field", {READOUT, OFFSET, UNWRAP, FIELD}, {"unwrapped_1"}),
+        ("local_field", {READOUT, OFFSET, UNWRAP, FIELD, BACKGROUND}, {"unwrapped_1", "total_field"}),
     ],
 )
 @pytest.mark.parametrize("parts", [("mag", "phase"), ("phase",)])

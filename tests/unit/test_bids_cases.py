@@ -25,8 +25,9 @@ RUNS = [
 def read(root: Path, options=None):
     """The dataset as read with options of the recipe or of the execution."""
     options = dict(options or {})
-    recipe = Recipe(**{key: tuple(v) if key == "outputs" else v for key, v in options.items() if key in ("outputs", "b0")})
-    execution = {key: tuple(v) if isinstance(v, list) else v for key, v in options.items() if key not in ("outputs", "b0")}
+    of_recipe = ("outputs", "b0", "coils")
+    recipe = Recipe(**{key: tuple(v) if key == "outputs" else v for key, v in options.items() if key in of_recipe})
+    execution = {key: tuple(v) if isinstance(v, list) else v for key, v in options.items() if key not in of_recipe}
     return read_dataset(Execution(root, root / "out", root / "work", **execution), recipe)
 
 
@@ -81,6 +82,26 @@ def test_4d_files_are_echoes_by_index():
     assert files(acquisition.magnitude) == ["sub-01_part-mag_MEGRE.nii"] * 3
     assert acquisition.phase_units == "rad"
     assert len(acquisition.sources) == 2
+
+
+def test_coils_come_after_echoes():
+    """All coils of the first echo, then all of the second, however they are stored."""
+    assert [volume.index for volume in one("coils-5d").phase] == [0, 2, 4, 6, 8, 10, 12, 14, 1, 3, 5, 7, 9, 11, 13, 15]
+    per_echo = one("coils-5d-per-echo")
+    assert (per_echo.coils, per_echo.echo_times) == (8, (0.005, 0.010))
+    assert [volume.index for volume in per_echo.phase] == [*range(8), *range(8)]
+    named = one("coils-named")
+    names = [f"sub-01_coil-{coil}_echo-{echo}_part-phase_MEGRE.nii" for echo in (1, 2) for coil in ("01", "02", "03")]
+    assert files(named.phase) == names
+    assert named.entities == {"sub": "01"}
+
+
+def test_coil_reference_belongs_to_the_sources():
+    acquisition = one("coils-reference", coils="roemer", bids_filters={"megre": {"acquisition": None}})
+    assert acquisition.reference.coils == 1
+    assert files(acquisition.reference.phase) == ["sub-01_acq-coilref_echo-1_part-phase_MEGRE.nii"]
+    assert [Path(path).name for path in acquisition.sources][-1] == "sub-01_acq-coilref_echo-1_part-phase_MEGRE.nii"
+    assert one("coils-reference", bids_filters={"megre": {"acquisition": None}}).reference is None
 
 
 def test_inheritance_reaches_from_root_to_file():

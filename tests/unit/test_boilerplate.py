@@ -92,7 +92,12 @@ def test_the_consensus_is_claimed_only_by_its_own_recipe():
 
 
 def test_what_was_left_out_is_told_once_per_reason():
-    skipped = {"offset": "one echo", "relaxometry": "one echo", "reference": boilerplate.NOT_ASKED}
+    skipped = {
+        "offset": "one echo",
+        "relaxometry": "one echo",
+        "reference": boilerplate.NOT_ASKED,
+        "coils": boilerplate.COMBINED,
+    }
     text, citations = methods_text(Recipe(), **SCAN | {"echo_times": [0.02]}, skipped=skipped)
     assert "Single-echo" in text
     assert "(one echo): phase-offset removal, relaxometry." in text
@@ -100,6 +105,7 @@ def test_what_was_left_out_is_told_once_per_reason():
     assert "pei2015" not in citations
     assert "relative to the mean" not in text
     assert boilerplate.NOT_ASKED not in text
+    assert boilerplate.COMBINED not in text
 
 
 def test_outputs_that_were_not_asked_for_are_not_described():
@@ -131,6 +137,7 @@ METADATA = {
 
 
 def table(recipe=None, metadata=METADATA, **options):
+    options = {"skipped": {"coils": boilerplate.COMBINED}, **options}
     rows = reporting_table(recipe or Recipe(), **SCAN, **GRID, acquisition=metadata, **options)
     assert all(len(row) == 2 and all(isinstance(cell, str) and cell for cell in row) for row in rows)
     assert len({item for item, _ in rows}) == len(rows)
@@ -192,3 +199,8 @@ def test_reporting_table_tells_what_was_left_out():
     rows = table(skipped={"offset": "one echo"})
     assert rows["Phase-offset removal"] == "left out: one echo"
     assert table(Recipe(offset="none"))["Phase-offset removal"] == "none"
+
+
+def test_reporting_table_tells_who_combined_the_coils():
+    assert table()["Coil combination"] == "Adaptive Combine"
+    assert table(Recipe(coils="vrc"), skipped={})["Coil combination"] == "vrc (radius = 5, sigma = 7)"

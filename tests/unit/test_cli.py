@@ -47,6 +47,8 @@ ROWS = [
     ("--derivatives", "masks x=masks", lambda r, e, m: e.derivatives == (Path("masks").resolve(),) * 2),
     ("--skip-bids-validation", "", lambda r, e, m: e.skip_bids_validation),
     ("--recipe", "fast", lambda r, e, m: r == Recipe.load("fast")),
+    ("--coils", "vrc", lambda r, e, m: r.coils == "vrc"),
+    ("--readout", "none", lambda r, e, m: r.readout == "none"),
     ("--offset", "none", lambda r, e, m: r.offset == "none"),
     ("--unwrap", "laplacian", lambda r, e, m: r.unwrap == "laplacian"),
     ("--field", "wls", lambda r, e, m: r.field == "wls"),

@@ -77,6 +77,7 @@ def test_names_of_the_table():
         "t2star": f"anat/{X}_T2starmap.nii.gz",
         "s0": f"anat/{X}_S0map.nii.gz",
         "combined": f"anat/{X}_desc-combined_T2starw.nii.gz",
+        "matching": f"anat/{X}_desc-coilmatching_T2starw.nii.gz",
         "brain_mask": f"anat/{X}_desc-brain_mask.nii.gz",
         "qsm_mask": f"anat/{X}_desc-qsm_mask.nii.gz",
         "quality": f"anat/{X}_desc-qc_stats.json",
@@ -165,7 +166,8 @@ def test_two_reconstructions_do_not_share_a_field_map():
 
 def test_sidecar_content(acquisition, tmp_path):
     recipe = Recipe(background="resharp")
-    content = outputs.sidecar("local_field", acquisition, recipe, datasets={"raw": tmp_path / "raw"})
+    skipped = {"coils": "the images are combined", "readout": "two echoes"}
+    content = outputs.sidecar("local_field", acquisition, recipe, datasets={"raw": tmp_path / "raw"}, skipped=skipped)
     assert content["Units"] == "Hz"
     assert content["SkullStripped"] is True
     assert content["Sources"][0] == f"bids:raw:sub-01/ses-a/anat/{X}_echo-1_part-mag_MEGRE.nii.gz"

@@ -173,6 +173,7 @@ def material(head, affine, rng):
         "magnitude": image * 100, "wrapped": np.angle(np.exp(1j * phase)), "unwrapped": phase, "brain": mask, "mask": mask,
         "quality": image, "total_field": noise * mask, "local_field": noise * mask, "field_error": np.abs(noise) * mask,
         "residual": image, "chi": noise * mask / 10, "r2star": 30 * image, "labels": labels,
+        "matching": 90 + 10 * image,
     }  # fmt: skip
     return gallery.Material(arrays, affine, 3.0, 4, "the whole brain", REGIONS, {1: "Putamen", 101: "Putamen"})
 
