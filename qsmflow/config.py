@@ -31,7 +31,11 @@ OUTPUTS = {
     "qsm": "susceptibility (Chimap), with masks and fields",
     "r2star": "R2*, T2* and S0 maps",
     "rois": "atlas labels in GRE space and the table of region values",
+    "swi": "susceptibility-weighted image, its minimum intensity projection and the weight",
 }
+
+#: What a run gives when nothing is asked for.
+DEFAULT_OUTPUTS = ("qsm", "r2star", "rois")
 
 #: What can be asked for with ``--output-spaces``, and the sentence of the help.
 SPACES = {
@@ -47,7 +51,7 @@ RECIPES = ("consensus", "fast")
 ORIENTATION_ENTITIES = ("acq", "ses", "run")
 
 #: Stages whose method a recipe names directly (``mask`` is an expression of methods).
-_METHODS = ("coils", "readout", "offset", "unwrap", "field", "relaxometry", "background", "inversion", "reference")
+_METHODS = ("coils", "readout", "offset", "unwrap", "field", "relaxometry", "background", "inversion", "reference", "swi")
 
 
 @dataclass(frozen=True)
@@ -69,8 +73,9 @@ class Recipe:
     inversion: str = "tv"
     reference: str = "brain"
     reference_region: str = ""
+    swi: str = "swi"
     atlas: str = "CIT168"
-    outputs: tuple[str, ...] = tuple(OUTPUTS)
+    outputs: tuple[str, ...] = DEFAULT_OUTPUTS
     output_spaces: tuple[str, ...] = ("GRE", "MNI152NLin2009cAsym")
     b0: float | None = None
     phase_sign: str = "auto"
@@ -146,6 +151,16 @@ class Recipe:
             if not (stage == "background" and self.single_step):
                 pairs += [(stage, name) for name in chosen if name != "none"]
         return tuple(pairs)
+
+    @property
+    def weights_chi(self) -> bool:
+        """Whether the susceptibility-weighted image is made from susceptibility (and not from phase)."""
+        return self.swi != "none" and "chi" in registry.find("swi", self.swi).arrays
+
+    @property
+    def needs_chi(self) -> bool:
+        """Whether something that was asked for is made from susceptibility."""
+        return "qsm" in self.outputs or ("swi" in self.outputs and self.weights_chi)
 
     def values(self, stage: str, name: str) -> dict[str, object]:
         """All parameters of a method, defaults merged."""

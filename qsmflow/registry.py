@@ -153,6 +153,13 @@ STAGES = {
         Stage("background", "background field removal", ("total_field", "mask", "field_error"), ("local_field", "mask")),
         Stage("inversion", "dipole inversion", ("local_field", "total_field", "mask", "field_error", "magnitude"), ("chi",)),
         Stage("reference", "referencing", ("chi", "mask", "r2star", "region"), ("chi", "shift"), optional=True),
+        Stage(
+            "swi",
+            "susceptibility-weighted imaging",
+            ("magnitude", "phase", "chi", "mask"),
+            ("swi", "minip", "phase_mask"),
+            optional=True,
+        ),
     )
 }
 
@@ -379,6 +386,41 @@ ALGORITHMS = (
         "reference:region",
         ("bilgic2024",),
         "Susceptibility is given relative to the mean of the chosen region.",
+    ),
+    Algorithm(
+        "swi",
+        "swi",
+        "swi.weighting:swi",
+        ("haacke2004", "haacke2009"),
+        "The susceptibility-weighted image is the magnitude of one echo (echo {echo}, where 0 is the one nearest to 60 ms over"
+        " the field strength in tesla) times a {shape} phase mask (power {power}) of its filtered phase ({filter} filter),"
+        " projected by the minimum over slabs of {thickness} mm.",
+    ),
+    Algorithm(
+        "swi",
+        "clearswi",
+        "swi.weighting:clearswi",
+        ("eckstein2021",),
+        "The susceptibility-weighted image was made from all echoes with CLEAR-SWI ({shape} phase mask, strength {power},"
+        " high-pass of {sigma} mm, sensitivity estimated over {evenness} mm), projected by the minimum over slabs of"
+        " {thickness} mm.",
+    ),
+    Algorithm(
+        "swi",
+        "tswi",
+        "swi.weighting:tswi",
+        ("liu2014tswi",),
+        "The magnitude of one echo was weighted with the susceptibility of {source} sources (true SWI, {low} to {high} ppm,"
+        " power {power}), and projected by the minimum over slabs of {thickness} mm.",
+        experimental=True,
+    ),
+    Algorithm(
+        "swi",
+        "smwi",
+        "swi.weighting:smwi",
+        ("gho2014",),
+        "The magnitude of all echoes was weighted with the susceptibility of {source} sources (SMWI, threshold {threshold} ppm,"
+        " power {power}), and projected by the minimum over slabs of {thickness} mm.",
     ),
 )
 

@@ -77,7 +77,7 @@ class Dataset:
 
 def needs_phase(recipe: Recipe) -> bool:
     """Whether one of the outputs asked for cannot be computed from magnitudes alone."""
-    return "qsm" in recipe.outputs
+    return "qsm" in recipe.outputs or ("swi" in recipe.outputs and recipe.swi != "none")
 
 
 def read_dataset(execution: Execution, recipe: Recipe) -> Dataset:
@@ -254,8 +254,9 @@ class _Reader:
         b0 = self._field_strength(rows, found) if rows else None
         only_r2star = "r2star" in self.recipe.outputs and not needs_phase(self.recipe)
         if set(chosen) == {"phase"}:
-            if only_r2star:
-                found.problem(chosen["phase"][0].relative, "comes without magnitude, which R2* needs", "add part-mag images")
+            if "qsm" not in self.recipe.outputs:
+                first = chosen["phase"][0].relative
+                found.problem(first, "comes without magnitude, which R2* and SWI need", "add part-mag images")
             found.notice("no magnitude: echoes and voxels are not weighted, and there is no R2*")
         if len(rows) == 1 and only_r2star:
             image = next(iter(rows[0].parts.values())).image

@@ -127,6 +127,18 @@ PRODUCTS: dict[str, Product] = {
         "anat", "T2starw", "Magnitude combined over the echoes (root of the sum of squares).",
         "arbitrary", {"desc": "combined"}, ("coils",), stripped=False,
     ),
+    "swi": Product(
+        "anat", "T2starw", "Susceptibility-weighted image: magnitude darkened where phase or susceptibility is unusual.",
+        "arbitrary", {"desc": "swi"}, ("mask", "swi"), stripped=True,
+    ),
+    "minip": Product(
+        "anat", "T2starw", "Minimum of the susceptibility-weighted image over a slab around every slice.",
+        "arbitrary", {"desc": "minip"}, ("mask", "swi"), stripped=True,
+    ),
+    "phase_mask": Product(
+        "anat", "T2starw", "Weight of the susceptibility-weighted image, 0 to 1.",
+        "1", {"desc": "phasemask"}, ("mask", "swi"), stripped=True,
+    ),
     "unwrapped": Product(
         "anat", "MEGRE", "Unwrapped phase of one echo after phase-offset removal.",
         "rad", {"part": "phase", "desc": "unwrapped"}, ("coils", "readout", "offset", "unwrap", "mask"), stripped=True,
@@ -299,10 +311,13 @@ def sidecar(
         content["MagneticFieldStrength"] = acquisition.b0
     content["GeneratedBy"] = [{"Name": "qsmflow", "Version": version("qsmflow")}]
     content["RecipeName"], content["RecipeHash"] = recipe.name, recipe.hash
+    stages = row.stages
+    if "swi" in stages and recipe.weights_chi:
+        stages = (*_CHAIN, *stages)
     content["Methods"] = [
         {"Stage": stage, "Method": name, "Parameters": recipe.values(stage, name)}
         for stage, name in recipe.methods
-        if stage in row.stages and stage not in skipped
+        if stage in stages and stage not in skipped
     ]
     return content
 

@@ -12,7 +12,7 @@ from typing import NoReturn
 import qsmflow
 from qsmflow import registry
 from qsmflow.cli import checks, methods
-from qsmflow.config import ORIENTATION_ENTITIES, OUTPUTS, RECIPES, SPACES, Execution, Recipe
+from qsmflow.config import DEFAULT_OUTPUTS, ORIENTATION_ENTITIES, OUTPUTS, RECIPES, SPACES, Execution, Recipe
 from qsmflow.errors import UsageError, nearest
 
 _LEVELS = ("participant",)
@@ -155,7 +155,7 @@ def _add_recipe(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--atlas", metavar="NAME|FILE", help="CIT168, or a segmentation or mask in template, T1w or GRE space")
     several = {"nargs": "+", "action": "extend", "metavar": "NAME"}
     listed = "; ".join(f"{key} ({words})" for key, words in OUTPUTS.items())
-    group.add_argument("--outputs", **several, help=f"some of {listed} (default: all)")
+    group.add_argument("--outputs", **several, help=f"some of {listed} (default: {', '.join(DEFAULT_OUTPUTS)})")
     listed = "; ".join(f"{key} ({words})" for key, words in SPACES.items())
     group.add_argument("--output-spaces", **several, help=f"some of {listed} (default: GRE and template)")
     listed = " or ".join(ORIENTATION_ENTITIES)
@@ -233,7 +233,7 @@ def _number(text: str) -> float:
 def _recipe(options: argparse.Namespace) -> Recipe:
     """The named recipe with the changes of the command line."""
     base = Recipe.load(options.recipe)
-    stages = ("coils", "readout", "offset", "unwrap", "field", "relaxometry", "background", "inversion")
+    stages = ("coils", "readout", "offset", "unwrap", "field", "relaxometry", "background", "inversion", "swi")
     changes = {key: getattr(options, key) for key in (*stages, "b0", "phase_sign", "cosmos")}
     for key in ("mask", "atlas", "reference_region"):
         given = getattr(options, key)
@@ -241,6 +241,9 @@ def _recipe(options: argparse.Namespace) -> Recipe:
     for key in ("outputs", "output_spaces"):
         names = [name for text in getattr(options, key) or () for name in text.split(",") if name]
         changes[key] = tuple(dict.fromkeys(names)) or None
+    tuned = any(method in registry.names("swi") for _, method, *_ in options.parameters)
+    if options.swi not in (None, "none") or tuned:  # who names a method, or sets it up, wants to see what it makes
+        changes["outputs"] = tuple(dict.fromkeys((*(changes["outputs"] or base.outputs), "swi")))
     changes |= _reference(options, changes["reference_region"])
     chosen = replace(base, **{key: value for key, value in changes.items() if value is not None}, parameters={})
     if options.background and chosen.single_step:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 from nipype.interfaces.base import BaseInterfaceInputSpec, File, SimpleInterface, TraitedSpec
 
+from qsmflow.algorithms.swi.magnitude import root_sum_of_squares
 from qsmflow.interfaces import images
 
 
@@ -26,7 +26,7 @@ class CombineMagnitude(SimpleInterface):
 
     def _run_interface(self, runtime):
         magnitude = images.read(self.inputs.magnitude)
-        combined = np.sqrt(np.einsum("ijke,ijke->ijk", magnitude, magnitude))
+        combined = root_sum_of_squares(magnitude)
         path = Path(runtime.cwd) / "combined.nii"
         self._results["combined"] = images.write(path, combined, images.read_grid(self.inputs.magnitude))
         return runtime

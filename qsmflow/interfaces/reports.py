@@ -35,7 +35,7 @@ _IRON_RICH = 0.05
 _VOLUMES = {
     "mask": bool, "brain_mask": bool, "reference_region": bool, "quality": np.float32, "total_field": np.float32,
     "local_field": np.float32, "field_error": np.float32, "residual": np.float32, "chi": np.float32, "r2star": np.float32,
-    "labels": np.int32, "matching": np.float32,
+    "swi": np.float32, "minip": np.float32, "phase_mask": np.float32, "labels": np.int32, "matching": np.float32,
 }  # fmt: skip
 
 
@@ -54,6 +54,9 @@ class AcquisitionReportInputSpec(BaseInterfaceInputSpec):
     residual = File(exists=True, desc="misfit over the echoes, rad")
     chi = File(exists=True, desc="susceptibility, ppm")
     r2star = File(exists=True, desc="R2*, 1/s")
+    swi = File(exists=True, desc="susceptibility-weighted image")
+    minip = File(exists=True, desc="minimum intensity projection of it")
+    phase_mask = File(exists=True, desc="its weight, 0 to 1")
     labels = File(exists=True, desc="atlas labels in the space of the images")
     label_table = File(exists=True, desc="TSV with the index and name of every label")
     regions = File(exists=True, desc="TSV with the values of every region")
@@ -69,6 +72,8 @@ class AcquisitionReportInputSpec(BaseInterfaceInputSpec):
     warnings = traits.List(traits.Dict(traits.Str, traits.Str), usedefault=True, desc="more warnings: what, remedy")
     recipe = traits.Str(mandatory=True, desc="the recipe as TOML")
     skipped = traits.Dict(traits.Str, traits.Str, usedefault=True, desc="stages that did not run, with the reason")
+    registration_template = traits.Float(desc="similarity of the image registered to the template and the template")
+    registration_t1w = traits.Float(desc="similarity of the magnitude and the T1-weighted image")
     registration = traits.Enum("", *REGISTRATIONS, usedefault=True, desc="how the atlas came to the images")
     phase_reversed = traits.Bool(False, usedefault=True, desc="whether the sign of the phase was reversed")
     echo_polarity = traits.Enum("", "monopolar", "bipolar", usedefault=True, desc="where it is known")
@@ -160,6 +165,7 @@ class _Results:
             len(self.echo_times),
             {"brain": "the whole brain", "none": "an unknown constant"}.get(self.recipe.reference, "the reference region"),
             self.regions,
+            self.recipe.values("swi", self.recipe.swi)["thickness"] if "minip" in arrays else 0.0,
             {index: quality.structure(name) for index, name in self.label_names.items()},
         )
 
@@ -188,7 +194,10 @@ class _Results:
             values["rim_local"] = metrics.rim_energy(have["local_field"], mask, voxel_size=size)
         if "chi" in have:
             values |= self._chi_metrics(have["chi"], mask, context)
-        values |= quality.region_metrics(self.regions)
+        values |= quality.region_metrics(self.regions) | quality.polarity(values)
+        for key in ("registration_template", "registration_t1w"):
+            if isdefined(getattr(self.inputs, key)):
+                values[key] = getattr(self.inputs, key)
         return {key: float(f"{value:.6g}") if math.isfinite(value) else None for key, value in values.items()}
 
     def summary(self) -> dict[str, object]:
@@ -231,6 +240,7 @@ class _Results:
     def _chi_metrics(self, chi: np.ndarray, mask: np.ndarray, context: Mapping) -> dict[str, float]:
         have, size = self.arrays, self.grid.voxel_size
         values = {
+            "brain_sd": metrics.reference(chi, mask, mask)[1],
             "rim_chi": metrics.rim_energy(chi, mask, voxel_size=size),
             "streaks": metrics.streaks(chi, mask, **context),
         }

@@ -25,11 +25,6 @@ NOT_ASKED = "not asked for"
 #: Reason for leaving coil combination out that needs no words either.
 COMBINED = "the images are combined"
 
-#: Stages that only matter for one of the outputs.
-_ONLY_FOR = {"relaxometry": "r2star"} | dict.fromkeys(
-    ("readout", "offset", "unwrap", "field", "background", "inversion", "reference"), "qsm"
-)
-
 #: How the atlas came to the gradient-echo images: sentence and citations.
 REGISTRATIONS = {
     "t1w": (
@@ -225,6 +220,18 @@ def cited(text: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(re.findall(r"@([\w:-]+)", " ".join(re.findall(r"\[[^\]]*\]", text)))))
 
 
+def latex(text: str) -> str:
+    """A methods text as LaTeX: special characters escaped, citations as ``\\cite``.
+
+    Examples
+    --------
+    >>> latex("R2* above 50 % of S_0 [@wu2012; @li2011].")
+    'R2* above 50 \\\\% of S\\\\_0 \\\\cite{wu2012,li2011}.'
+    """
+    parts = re.split(r"(\[@[^\]]*\])", text)
+    return "".join(rf"\cite{{{','.join(cited(part))}}}" if part.startswith("[@") else _escaped(part) for part in parts)
+
+
 def reporting_table(
     recipe: Recipe,
     *,
@@ -317,8 +324,11 @@ def _wanted(recipe: Recipe, stage: str, skipped: Mapping[str, str]) -> bool:
     """Whether a stage belongs to what was asked for (it may still have been left out)."""
     if skipped.get(stage) in (NOT_ASKED, COMBINED):
         return False
-    needed = stage == "relaxometry" and recipe.reference == "csf"
-    return needed or _ONLY_FOR.get(stage, "") in ("", *recipe.outputs)
+    if stage == "swi":
+        return "swi" in recipe.outputs and recipe.swi != "none"
+    if stage == "relaxometry":
+        return "r2star" in recipe.outputs or (recipe.reference == "csf" and recipe.needs_chi)
+    return stage == "mask" or recipe.needs_chi
 
 
 def _left_out(wanted: Sequence[str], skipped: Mapping[str, str]) -> list[str]:
@@ -406,6 +416,14 @@ def _phase_export(acquisition: Mapping[str, object]) -> str:
     if kind:
         parts.append("ImageType " + "/".join(str(part) for part in (kind if isinstance(kind, (list, tuple)) else [kind])))
     return ", ".join(parts) or UNKNOWN
+
+
+def _escaped(text: str) -> str:
+    """Plain text for LaTeX."""
+    special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+    special |= {character: f"\\{character}" for character in "&%$#_{}"}
+    quoted = re.sub(r'"([^"]*)"', r"``\1''", text)
+    return "".join(special.get(character, character) for character in quoted)
 
 
 def _cite(keys: Sequence[str]) -> str:

@@ -21,8 +21,9 @@ class Material:
 
     ``arrays`` holds what there is of ``magnitude`` (first echo), ``wrapped`` and ``unwrapped`` (first and last echo along the
     fourth axis, rad), ``brain``, ``mask`` (where susceptibility is given), ``quality``, ``total_field``, ``local_field``,
-    ``field_error`` (ppm), ``residual`` (rad), ``matching`` (%), ``chi`` (ppm), ``r2star`` (1/s), ``labels``. ``label_names``
-    gives structure and index of every label; ``regions`` is what :func:`~qsmflow.reports.figures.regions_plot` takes.
+    ``field_error`` (ppm), ``residual`` (rad), ``matching`` (%), ``chi`` (ppm), ``r2star`` (1/s), ``swi``, ``minip``,
+    ``phase_mask``, ``labels``. ``regions`` is what :func:`~qsmflow.reports.figures.regions_plot` takes; ``slab`` the thickness
+    of the projection, mm; ``label_names`` gives structure and index of every label.
     """
 
     arrays: Mapping[str, np.ndarray]
@@ -31,6 +32,7 @@ class Material:
     echoes: int
     reference: str = "the chosen reference"
     regions: Sequence[Mapping[str, object]] = ()
+    slab: float = 0.0
     label_names: Mapping[int, str] = field(default_factory=dict)
 
     @cached_property
@@ -102,6 +104,17 @@ def _chi(material: Material, *, limit: float) -> tuple[bytes, dict]:
     arrays = material.arrays
     rows = three_planes(material.view, arrays["chi"], window=(-limit, limit), unit="ppm", mask=arrays["mask"])
     return montage(material.view, rows, tiles=4.6), {"reference": material.reference}
+
+
+def _weighted(material: Material) -> tuple[bytes, dict]:
+    arrays, mask = material.arrays, _brain(material)
+    window = 0.0, figures.nice(float(np.percentile(arrays["swi"][mask], 99)))
+    rows = [
+        Row(arrays["swi"], "axial", window, "a.u.", "SWI", mask=mask),
+        Row(arrays["minip"], "axial", window, "a.u.", "minimum projection", mask=mask),
+        Row(arrays["phase_mask"], "axial", (0.0, 1.0), "", "weight", mask=mask),
+    ]
+    return montage(material.view, rows, tiles=4.6), {"slab": f"{material.slab:g}"}
 
 
 def _r2star(material: Material) -> tuple[bytes, dict]:
@@ -200,23 +213,24 @@ PICTURES = (
         ("chi", "mask"), partial(_chi, limit=0.1),
     ),
     Picture(
+        "fine", "Chimap", "chi", "Susceptibility, −0.05 to 0.05 ppm",
+        "The same map in a narrower window. Good: cortex brighter than white matter, fibre bundles dark, and a brightness that"
+        " does not drift from one side of the brain to the other. Slow shading is background field that was left.",
+        ("chi", "mask"), partial(_chi, limit=0.05),
+    ),
+    Picture(
         "wide", "Chimap", "chi", "Susceptibility, −0.3 to 0.3 ppm",
         "The same map in a wider window. Good: even grey, and only veins, microbleeds (bright) and calcifications (dark)"
         " reach the ends of the scale. Large bright or dark areas mean background field or unwrapping errors.",
         ("chi", "mask"), partial(_chi, limit=0.3),
     ),
     Picture(
-        "atlas", "dseg", "regions", "Atlas regions on susceptibility",
-        "Good: the outlines enclose the bright nuclei on both sides. Outlines shifted by a voxel or more mean that the"
-        " registration failed and that the values of the regions must not be used.",
-        ("chi", "mask", "labels"), _atlas,
-    ),
-    Picture(
-        "regions", "stats", "regions", "Susceptibility of the regions",
-        "Mean (dot) and 5th to 95th percentile (line) of every region, relative to the whole brain. Green: a range that is"
-        " plausible for adults, gathered from published means ({sources}); it is wide on purpose and is no normal range."
-        " Good: most dots lie in or near their range, and left and right agree.",
-        (), _regions,
+        "weighted", "T2starw", "swi", "Susceptibility-weighted image",
+        "From top to bottom: the weighted magnitude, its minimum over slabs of {slab} mm, and the weight (1: magnitude as it"
+        " is, 0: black). Good: veins dark and continuous in the projection, tissue even. Dark rims or bands above the sinuses"
+        " and the ears, and patterns of rings in the weight, come from the steep field there and are no finding; blood and"
+        " calcium can look alike here and are told apart by the susceptibility above (blood bright, calcium dark).",
+        ("swi", "minip", "phase_mask", "mask"), _weighted,
     ),
     Picture(
         "map", "R2starmap", "r2star", "R2*",
@@ -275,5 +289,18 @@ PICTURES = (
         " skull, eyes and scalp; the region with susceptibility is only a few millimetres smaller, with holes only where"
         " signal is lost.",
         ("magnitude", "mask"), _outline,
+    ),
+    Picture(
+        "atlas", "dseg", "regions", "Atlas regions on susceptibility",
+        "Good: the outlines enclose the bright nuclei on both sides. Outlines shifted by a voxel or more mean that the"
+        " registration failed and that the values of the regions must not be used.",
+        ("chi", "mask", "labels"), _atlas,
+    ),
+    Picture(
+        "regions", "stats", "regions", "Susceptibility of the regions",
+        "Mean (dot) and 5th to 95th percentile (line) of every region, relative to the whole brain. Green: a range that is"
+        " plausible for adults, gathered from published means ({sources}); it is wide on purpose and is no normal range."
+        " Good: most dots lie in or near their range, and left and right agree.",
+        (), _regions,
     ),
 )  # fmt: skip

@@ -23,18 +23,19 @@ from PIL import Image
 
 import qsmflow
 from qsmflow.bids.outputs import atomic
-from qsmflow.reports import boilerplate, quality
+from qsmflow.reports import boilerplate, quality, spread
 
 _TEMPLATES = Path(__file__).parent / "templates"
 
 #: Sections of an acquisition that show pictures: key in the figures' JSON files, title.
 _PICTURES = {
     "chi": "Susceptibility",
-    "regions": "Regions",
+    "swi": "SWI",
     "r2star": "R2*",
     "fields": "Fields",
     "phase": "Phase",
     "masks": "Masks",
+    "regions": "Regions",
 }
 
 #: Quality of the WebP pictures on the page; the PNG files in the figures folder are not touched.
@@ -71,7 +72,8 @@ class SubjectReport(Report):
         found = _acquisitions(output_dir, subject)
         failures = _failures(output_dir / "logs", subject)
         unfinished = _unfinished(output_dir / "logs", subject, [name for name, _ in found])
-        reports = [_acquisition(output_dir, name, path, several=len(found) > 1) for name, path in found]
+        group = spread.read_group(output_dir)
+        reports = [_acquisition(output_dir, name, path, group, several=len(found) > 1) for name, path in found]
         summary = _summary(subject, [(report.title, report.reportlets[0].content) for report in reports], failures, unfinished)
         self.title = f"sub-{subject} · qsmflow"
         self.sections = [SubReport("summary", reportlets=[summary], title=f"sub-{subject}"), *reports]
@@ -112,7 +114,7 @@ def _acquisitions(output_dir: Path, subject: str) -> list[tuple[str, Path]]:
     return sorted((path.name.removesuffix("_desc-qc_stats.json"), path) for path in paths)
 
 
-def _acquisition(output_dir: Path, name: str, path: Path, *, several: bool) -> SubReport:
+def _acquisition(output_dir: Path, name: str, path: Path, group: Mapping[str, Mapping], *, several: bool) -> SubReport:
     content = json.loads(path.read_text(encoding="utf-8"))
     prefix = f"{name}-" if several else ""
     tables = sorted(path.parent.glob(f"{name}_atlas-*_stats.tsv"))
@@ -122,10 +124,12 @@ def _acquisition(output_dir: Path, name: str, path: Path, *, several: bool) -> S
         shown = [picture for picture in pictures if picture["section"] == key]
         regions = [_region_table(table) for table in tables] if key == "regions" else []
         if shown or regions:
-            parts.append(Part(f"{prefix}{key}", title, "pictures", {"pictures": shown, "tables": regions}))
+            # One map in several windows is compared best in one place.
+            shows = {"pictures": shown, "tables": regions, "switch": key == "chi" and len(shown) > 1}
+            parts.append(Part(f"{prefix}{key}", title, "pictures", shows))
     text = content["methods"]["text"]
     parts += [
-        Part(f"{prefix}quality", "Quality", "quality", {"rows": _metric_rows(content["metrics"])}),
+        Part(f"{prefix}quality", "Quality", "quality", _quality(content["metrics"], name, group)),
         Part(f"{prefix}inputs", "Inputs and warnings", "inputs", content),
         Part(f"{prefix}reporting", "Reporting table", "reporting", {"rows": content["reporting_table"]}),
         Part(f"{prefix}methods", "Methods", "methods", _methods(text, prefix)),
@@ -171,8 +175,8 @@ def _overview(content: Mapping, remedies: str) -> dict[str, object]:
     return {"facts": facts, "warnings": content["warnings"], "remedies": remedies}
 
 
-def _metric_rows(values: Mapping[str, float | None]) -> list[dict[str, object]]:
-    """One row per metric of the table; the echoes of a metric share a row."""
+def _quality(values: Mapping[str, float | None], name: str, group: Mapping[str, Mapping]) -> dict[str, object]:
+    """One row per metric of the table, with its place in the group; the echoes of a metric share a row."""
     rows = []
     for row in quality.METRICS:
         mine = {key: value for key, value in values.items() if quality.metric(key) is row}
@@ -180,8 +184,9 @@ def _metric_rows(values: Mapping[str, float | None]) -> list[dict[str, object]]:
             flagged = any(value is not None and row.flagged(value) for value in mine.values())
             state = "look" if flagged else "good"
             shown = ", ".join(_value(key, value, unit=False) for key, value in mine.items())
-            rows.append({"row": row, "value": shown, "state": state})
-    return rows
+            strips = [spread.strip(key, value, name, group, row.digits) for key, value in mine.items()]
+            rows.append({"row": row, "value": shown, "state": state, "strips": [item for item in strips if item]})
+    return {"rows": rows, "compared": spread.TABLE if any(row["strips"] for row in rows) else ""}
 
 
 def _value(key: str, value: float | None, *, unit: bool = True) -> str:
@@ -239,7 +244,10 @@ def _methods(text: str, prefix: str) -> dict[str, object]:
 
     paragraphs = [Markup(re.sub(r"\[@[^\]]*\]", link, html.escape(part))) for part in text.strip().split("\n\n")]
     references = [{"anchor": f"{prefix}ref-{key}", "text": works[key].text, "url": works[key].url} for key in keys]
-    return {"paragraphs": paragraphs, "references": references, "markdown": text, "bibtex": boilerplate.bibtex(keys)}
+    return {
+        "paragraphs": paragraphs, "references": references, "markdown": text, "latex": boilerplate.latex(text),
+        "bibtex": boilerplate.bibtex(keys),
+    }  # fmt: skip
 
 
 def _timing(logs: Path, name: str) -> dict[str, object]:

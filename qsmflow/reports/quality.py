@@ -6,6 +6,7 @@ A limit is where a reader should look, not where a scan fails; every flag says w
 from __future__ import annotations
 
 import csv
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -89,6 +90,11 @@ METRICS = (
         remedy="background field is left at the edge: a tighter mask or another background method helps",
     ),
     Metric(
+        "brain_sd", "Spread of the susceptibility", "ppm", "0.02 to 0.06",
+        "Standard deviation over all voxels that have a susceptibility.", low=0.01, high=0.12, digits=4,
+        remedy="a wide spread is noise, streaks or background that is left; a narrow one too strong a regularisation",
+    ),
+    Metric(
         "rim_chi", "Rim of the susceptibility", "", "near 1", "Spread in the outer 3 mm relative to the interior.", high=2.5,
         remedy="look at the edge of the map: a tighter mask or another background method helps",
     ),
@@ -122,6 +128,20 @@ METRICS = (
         low=0, alone=False, digits=4,
     ),
     Metric(
+        "polarity", "Polarity", "", "positive",
+        "What the three checks of the sign say together: 1 all paramagnetic, −1 all inverted.", low=0, alone=False,
+    ),
+    Metric(
+        "registration_template", "Match with the template", "nat", "higher",
+        "Mutual information of the template and the image that was registered to it.", low=0.4,
+        remedy="look at the atlas outline: where it is off, the values of the regions must not be used",
+    ),
+    Metric(
+        "registration_t1w", "Match with the T1-weighted image", "nat", "higher",
+        "Mutual information of the T1-weighted image and the magnitude that was registered to it.", low=0.3,
+        remedy="look at the atlas outline: where it is off, the values of the regions must not be used",
+    ),
+    Metric(
         "regions_plausible", "Plausible regions", "", "near 1",
         f"Share of the regions with a known range whose mean lies in it, give or take {SLACK} ppm.", low=0.7,
         remedy="look at the regions and at the atlas outline; age, disease and the reference also move these values",
@@ -132,6 +152,9 @@ METRICS = (
         remedy="look at the atlas outline on both sides and for one-sided artefacts",
     ),
 )  # fmt: skip
+
+#: Metrics that are negative where the sign of the phase was taken the wrong way round.
+_SIGNED = ("tail_asymmetry", "iron_contrast", "nuclei_contrast")
 
 _INVERTED = {
     "what": "susceptibility looks inverted: deep nuclei and veins come out diamagnetic",
@@ -177,11 +200,21 @@ def warnings(metrics: Mapping[str, float | None]) -> list[dict[str, str]]:
             title = row.title[0].lower() + row.title[1:]
             what = f"{title}{where} is {value:.{row.digits}f}{unit} (expected: {row.limit})"
             found.append({"what": what, "remedy": row.remedy})
-    # The sign of the phase: the majority of the metrics that have one decides.
-    votes = [metrics[row.key] for row in METRICS if not row.alone and metrics.get(row.key) is not None]
-    if votes and sum(value < 0 for value in votes) * 2 > len(votes):
+    if polarity(metrics).get("polarity", 0) < 0:
         found.insert(0, _INVERTED)
     return found
+
+
+def polarity(metrics: Mapping[str, float | None]) -> dict[str, float]:
+    """``polarity`` from the metrics that tell the sign of the susceptibility: the mean of their signs, the majority decides.
+
+    Examples
+    --------
+    >>> polarity({"tail_asymmetry": -0.3, "iron_contrast": 0.05, "nuclei_contrast": 0.1, "streaks": 1.0})
+    {'polarity': 0.3333333333333333}
+    """
+    votes = [metrics[key] for key in _SIGNED if metrics.get(key) is not None and not math.isnan(metrics[key])]
+    return {"polarity": sum(math.copysign(1, vote) for vote in votes) / len(votes)} if votes else {}
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from qsmflow.interfaces.regions import PickRegion, TabulateRegions
 from qsmflow.interfaces.registration import Warp
 from qsmflow.interfaces.relaxometry import MapRelaxation
 from qsmflow.interfaces.reports import AcquisitionReport
+from qsmflow.interfaces.swi import WeightMagnitude
 from qsmflow.workflows.failures import acquisition_workflow_name
 from qsmflow.workflows.field import init_field_wf
 from qsmflow.workflows.inversion import init_inversion_wf
@@ -66,7 +67,7 @@ def init_qsmflow_wf(acquisitions: Sequence[Acquisition], recipe: Recipe, executi
             if t1w not in anatomies:
                 stem = t1w.rpartition("/")[2].partition(".")[0]
                 anatomies[t1w] = init_anatomy_wf(t1w, name="t1w_" + re.sub(r"\W", "_", stem))
-            names = ["t1w", ("mask", "t1w_mask"), *_TRANSFORMS]
+            names = ["t1w", ("mask", "t1w_mask"), "similarity", *_TRANSFORMS]
             pairs = [(n if isinstance(n, tuple) else (n, n)) for n in names]
             workflow.connect([
                 (anatomies[t1w], single, [(f"outputnode.{a}", f"registration_wf.inputnode.{b}") for a, b in pairs]),
@@ -103,6 +104,7 @@ def init_acquisition_wf(plan: Plan, execution: Execution) -> Workflow:
     graph.field()
     graph.regions()
     graph.susceptibility()
+    graph.weighting()
     graph.table()
     graph.report()
     graph.save()
@@ -219,7 +221,8 @@ class _Acquisition:
         if through in ("t1w", "magnitude"):
             registration = init_registration_wf(through)
             self.feed(registration, magnitude="magnitude", mask="brain")
-            names = (*_TRANSFORMS, *(f"t1w_{name}" for name in _TRANSFORMS if through == "t1w"))
+            own = (*_TRANSFORMS, "similarity")
+            names = (*own, *(f"t1w_{name}" for name in own if through == "t1w"))
             self.gain(registration, **{name: name for name in names})
         if plan.regions:
             labels = init_labels_wf(plan.atlas, plan.given.get("labels", plan.atlas.labels), plan.regions, voxels=plan.voxels)
@@ -254,6 +257,16 @@ class _Acquisition:
         if plan.runs("reference"):
             self.gain(chain, shift="shift")
 
+    def weighting(self) -> None:
+        plan = self.plan
+        if plan.runs("swi"):
+            node = method_node(WeightMagnitude, "swi", plan.method("swi"), volumes=3 * len(self.echo_times) + 14, **self.needs)
+            node.inputs.echo_times, node.inputs.b0 = self.echo_times, plan.acquisition.b0
+            # The whole brain: what the mask of reliable phase leaves out, large veins above all, is what is looked for.
+            weigher = "chi" if plan.recipe.weights_chi else "phase"
+            self.feed(node, magnitude="magnitude", mask="brain", **{weigher: weigher})
+            self.gain(node, swi="swi", minip="minip", phase_mask="phase_mask")
+
     def table(self) -> None:
         if "labels" in self.have and "chi" in self.have:
             node = make_node(TabulateRegions(atlas=self.plan.recipe.atlas), "tabulate", volumes=8, voxels=self.plan.voxels)
@@ -278,18 +291,20 @@ class _Acquisition:
         node = make_node(report, "report", volumes=3 * len(self.echo_times) + 30, voxels=plan.voxels)
         same = (
             "magnitude", "phase", "unwrapped", "quality", "total_field", "local_field", "field_error", "residual", "chi",
-            "r2star", "labels", "regions", "loaded", "mask_notices", "matching", "readout_notices",
-            "echo_polarity",
+            "r2star", "swi", "minip", "phase_mask", "labels", "regions", "loaded", "mask_notices", "matching",
+            "readout_notices", "echo_polarity",
         )  # fmt: skip
         mask = "qsm_mask" if "qsm_mask" in self.have else "mask"
         names = {name: name for name in same} | {"brain_mask": "brain", "mask": mask, "label_table": "region_names"}
+        names |= {"registration_template": "similarity", "registration_t1w": "t1w_similarity"}
         self.feed(node, **names, reference_region="region")
         self.gain(node, quality_file="quality_file", figures="figures")
 
     def save(self) -> None:
         plan, products = self.plan, self._products()
         datasets = dataset_roots(self.execution.bids_dir, self.execution.derivatives)
-        measured = tuple(name for name, what in (("chi", "shift"), ("region_table", "regions")) if what in self.have)
+        kept = {name: what for name, what in (("chi", "shift"), ("region_table", "regions")) if name in products}
+        measured = tuple(name for name, what in kept.items() if what in self.have)
         outputs = init_outputs_wf(
             plan, {key: settings for key, (_, settings) in products.items()},
             output_dir=self.execution.output_dir, datasets=datasets, measured=measured,
@@ -308,15 +323,17 @@ class _Acquisition:
             wanted["combined"] = "combined"
         if "r2star" in plan.recipe.outputs:
             wanted |= {"r2star": "r2star", "t2star": "t2star", "s0": "s0"}
-        wanted |= {"chi": "chi", "qsm_mask": "qsm_mask", "total_field": "total_field", "local_field": "local_field"}
+        wanted |= {"swi": "swi", "minip": "minip", "phase_mask": "phase_mask"}
+        if "qsm" in plan.recipe.outputs:
+            wanted |= {"chi": "chi", "qsm_mask": "qsm_mask", "total_field": "total_field", "local_field": "local_field"}
         wanted |= {"labels": "labels", "labels_table": "region_names", "region_table": "regions"}
         products = {product: (source, {}) for product, source in wanted.items() if source in self.have}
-        if "chi" in self.have:
+        if "chi" in products:
             products["field_magnitude"] = ("combined", {})
             for product in ("total_field", "local_field"):
                 if product in products:
                     products[product][1]["scale"] = hz_per_ppm(b0=plan.acquisition.b0)
-        if "unwrapped" in self.have:
+        if "unwrapped" in self.have and "qsm" in plan.recipe.outputs:
             for echo in range(len(self.echo_times)):
                 extra = {"echo": str(echo + 1)}
                 products[f"unwrapped:{echo + 1}"] = ("unwrapped", {"volume": echo, "extra": extra})

@@ -127,7 +127,8 @@ def plan_acquisition(acquisition: Acquisition, recipe: Recipe, execution: Execut
         if not regions:
             atlas = None
             notices.append(f"no regions: {reason}")
-    kept, reasons = _spaces(acquisition, recipe, regions, whole and magnitude and "inversion" not in skipped)
+    warped = "qsm" in recipe.outputs and "inversion" not in skipped
+    kept, reasons = _spaces(acquisition, recipe, regions, whole and magnitude and warped)
     recipe, notices = replace(recipe, output_spaces=kept), notices + reasons
     if recipe.reference == "csf" and "inversion" not in skipped and "relaxometry" in skipped:
         skipped["reference"] = f"it needs R2*, but there is {skipped['relaxometry']}"
@@ -172,7 +173,7 @@ def _coils(recipe: Recipe, acquisition: Acquisition) -> tuple[Recipe, list[str]]
 
 def _skipped_stages(acquisition: Acquisition, recipe: Recipe, given: Mapping[str, str], magnitude: bool) -> dict[str, str]:
     skipped = {}
-    if "qsm" not in recipe.outputs:
+    if not recipe.needs_chi:
         skipped = dict.fromkeys(_TO_CHI, "not asked for")
     elif not (acquisition.phase or acquisition.real):
         skipped = dict.fromkeys(_TO_CHI, "no phase")
@@ -200,8 +201,14 @@ def _skipped_stages(acquisition: Acquisition, recipe: Recipe, given: Mapping[str
         skipped["relaxometry"] = "no magnitude"
     elif len(acquisition.echo_times) < 2:
         skipped["relaxometry"] = "one echo"
-    elif "r2star" not in recipe.outputs and recipe.reference != "csf":
+    elif "r2star" not in recipe.outputs and not (recipe.reference == "csf" and recipe.needs_chi):
         skipped["relaxometry"] = "not asked for"
+    if "swi" not in recipe.outputs or recipe.swi == "none":
+        skipped["swi"] = "not asked for"
+    elif not (acquisition.phase or acquisition.real):
+        skipped["swi"] = "no phase"
+    elif not magnitude:
+        skipped["swi"] = "no magnitude"
     return skipped
 
 

@@ -29,16 +29,17 @@ def init_anatomy_wf(t1w: str, *, name: str) -> Workflow:
         The image and its brain.
     forward, forward_flags, inverse, inverse_flags : list
         Transforms to and from the template, and which of them are to be inverted.
+    similarity : float
+        Of the image and the template after registration.
     """
     workflow = Workflow(name=name)
-    fields = ["t1w", "mask", "forward", "forward_flags", "inverse", "inverse_flags"]
-    outputs = Node(IdentityInterface(fields=fields), name="outputnode")
+    names = ["forward", "forward_flags", "inverse", "inverse_flags", "similarity"]
+    outputs = Node(IdentityInterface(fields=["t1w", "mask", *names]), name="outputnode")
     outputs.inputs.t1w = t1w
     find = BrainPrior(in_file=t1w, template=template_file("head"), template_mask=template_file("head_mask"))
     brain = make_node(find, "t1w_brain_extraction", volumes=12, voxels=_TEMPLATE["voxels"])
     register = Register(moving=t1w, fixed=template_file("brain"), focus=template_file("nuclei"), kind="SyN")
     registration = make_node(register, "t1w_to_template", **_TEMPLATE)
-    names = ("forward", "forward_flags", "inverse", "inverse_flags")
     workflow.connect([
         (brain, registration, [("mask", "moving_mask")]),
         (brain, outputs, [("mask", "mask")]),
@@ -59,7 +60,7 @@ def init_registration_wf(through: str) -> Workflow:
     ------
     magnitude, mask : file
         Magnitude of all echoes (the first is registered) and the brain.
-    t1w, t1w_mask, forward, forward_flags, inverse, inverse_flags
+    t1w, t1w_mask, forward, forward_flags, inverse, inverse_flags, similarity
         From :func:`init_anatomy_wf`, with ``through="t1w"``.
 
     Outputs
@@ -68,25 +69,30 @@ def init_registration_wf(through: str) -> Workflow:
         Transforms from the gradient-echo images to the template and back.
     t1w_forward, t1w_forward_flags, t1w_inverse, t1w_inverse_flags : list
         The same for the T1-weighted image, with ``through="t1w"``.
+    similarity, t1w_similarity : float
+        Of the image that was registered to the template and the template; with ``through="t1w"``, of the magnitude and the
+        T1-weighted image.
     """
     workflow = Workflow(name="registration_wf")
     names = ["forward", "forward_flags", "inverse", "inverse_flags"]
-    anatomy = ["t1w", "t1w_mask", *names] if through == "t1w" else []
+    anatomy = ["t1w", "t1w_mask", "similarity", *names] if through == "t1w" else []
     inputs = Node(IdentityInterface(fields=["magnitude", "mask", *anatomy]), name="inputnode")
-    fields = names + [f"t1w_{name}" for name in names] * (through == "t1w")
+    own = [*names, "similarity"]
+    fields = own + [f"t1w_{name}" for name in own] * (through == "t1w")
     outputs = Node(IdentityInterface(fields=fields), name="outputnode")
     if through == "magnitude":
         register = Register(fixed=template_file("brain"), focus=template_file("nuclei"), kind="SyN")
         direct = make_node(register, "magnitude_to_template", **_TEMPLATE)
         workflow.connect([
             (inputs, direct, [("magnitude", "moving"), ("mask", "moving_mask")]),
-            (direct, outputs, [(name, name) for name in names]),
+            (direct, outputs, [(name, name) for name in own]),
         ])  # fmt: skip
         return workflow
     rigid = make_node(Register(kind="Rigid"), "magnitude_to_t1w", **_TEMPLATE)
     workflow.connect([
         (inputs, rigid, [("magnitude", "moving"), ("mask", "moving_mask"), ("t1w", "fixed"), ("t1w_mask", "fixed_mask")]),
-        (rigid, outputs, [(name, f"t1w_{name}") for name in names]),
+        (rigid, outputs, [(name, f"t1w_{name}") for name in own]),
+        (inputs, outputs, [("similarity", "similarity")]),
     ])  # fmt: skip
     # ANTs applies the last transform of a list first
     for name in names:

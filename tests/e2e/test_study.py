@@ -74,7 +74,7 @@ def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("fast")
 
 
-FAST = ("--recipe", "fast", "--outputs", "qsm,r2star", "--nprocs", "2", "--skip-bids-validation")
+FAST = ("--recipe", "fast", "--outputs", "qsm,r2star,swi", "--nprocs", "2", "--skip-bids-validation")
 
 
 @pytest.fixture(scope="module")
@@ -85,12 +85,14 @@ def fast(study, folder):
 
 
 MAPS = ("Chimap", "R2starmap", "S0map", "T2starmap", "desc-brain_mask", "desc-combined_T2starw", "desc-qsm_mask")
+WEIGHTED = ("desc-swi_T2starw", "desc-minip_T2starw", "desc-phasemask_T2starw")
 UNWRAPPED = tuple(f"echo-{echo}_part-phase_desc-unwrapped_MEGRE" for echo in (1, 2, 3, 4))
 FIELDS = ("desc-local_fieldmap", "desc-total_fieldmap", "magnitude")
-IMAGES = (*(f"anat/sub-01_{name}" for name in (*MAPS, *UNWRAPPED)), *(f"fmap/sub-01_{name}" for name in FIELDS))
+IMAGES = (*(f"anat/sub-01_{name}" for name in (*MAPS, *WEIGHTED, *UNWRAPPED)), *(f"fmap/sub-01_{name}" for name in FIELDS))
 FIGURES = (
-    "desc-error_fieldmap", "desc-local_fieldmap", "desc-map_R2starmap", "desc-misfit_MEGRE", "desc-narrow_Chimap",
-    "desc-outline_mask", "desc-quality_MEGRE", "desc-total_fieldmap", "desc-unwrapping_MEGRE", "desc-wide_Chimap",
+    "desc-error_fieldmap", "desc-fine_Chimap", "desc-local_fieldmap", "desc-map_R2starmap", "desc-misfit_MEGRE",
+    "desc-narrow_Chimap", "desc-outline_mask", "desc-quality_MEGRE", "desc-total_fieldmap", "desc-unwrapping_MEGRE",
+    "desc-weighted_T2starw", "desc-wide_Chimap",
 )  # fmt: skip
 EXPECTED = {
     ".bidsignore", "README.md", "dataset_description.json", "descriptions.tsv", "sub-01.html",
@@ -132,9 +134,23 @@ def test_sidecars(fast):
         if suffix == "mask":
             assert "Units" not in sidecar
         else:
-            assert sidecar["Units"] == units.get(suffix, "arbitrary"), name
+            assert sidecar["Units"] == ("1" if "phasemask" in name else units.get(suffix, "arbitrary")), name
     methods = {stage["Stage"]: stage["Method"] for stage in fast.json("anat/sub-01_Chimap")["Methods"]}
     assert (methods["background"], methods["inversion"], methods["reference"]) == ("vsharp", "tkd", "brain")
+
+
+def test_veins_and_bleeds_are_dark_where_the_truth_has_them(fast, truth):
+    """In the susceptibility-weighted image, and still more in the projection, which keeps the number of slices."""
+    weighted, projected, weight = (fast.image(f"anat/sub-01_{name}") for name in WEIGHTED)
+    chi, brain = truth.image("anat/sub-01_Chimap"), fast.image("anat/sub-01_desc-brain_mask") > 0
+    inside = ndimage.binary_erosion(brain, iterations=3)
+    strong, rest = inside & (chi > 0.15), inside & (np.abs(chi) < 0.05)
+    assert strong.sum() > 40
+    assert np.median(weighted[strong]) < 0.75 * np.median(weighted[rest])  # 0.63
+    assert weight[strong].mean() < weight[rest].mean() - 0.05  # 0.89 and 0.96 with voxels of 2.5 mm
+    assert (projected[brain] <= weighted[brain]).all()
+    assert np.median(projected[inside]) < np.median(weighted[inside])
+    assert not weighted[~brain].any()
 
 
 def test_bids_validator_finds_no_error(fast):

@@ -10,7 +10,7 @@ from nipype.pipeline.engine.utils import generate_expanded_graph
 
 from qsmflow.bids.inputs import read_dataset
 from qsmflow.bids.outputs import product_path
-from qsmflow.config import Execution, Recipe
+from qsmflow.config import OUTPUTS, Execution, Recipe
 from qsmflow.workflows.base import init_qsmflow_wf
 from qsmflow.workflows.failures import acquisition_workflow_name
 
@@ -127,6 +127,9 @@ SAVED = {
 }  # fmt: skip
 
 
+WEIGHTED = {"swi", "minip", "phase_mask"}
+
+
 def test_everything_with_a_t1w(study):
     study.scan()
     study.t1w()
@@ -182,6 +185,48 @@ def test_relaxation_only(study, parts):
     assert saved(graph) == {"combined", "brain_mask", "r2star", "t2star", "s0", "figures", "quality"}
     methods = [method[0] for method in node(graph, "mask_wf.mask").inputs.methods]
     assert methods == ["template", "quality"] if "phase" in parts else ["template"]
+
+
+@pytest.mark.parametrize("swi", ["swi", "clearswi"])
+def test_susceptibility_weighting_only(study, swi):
+    """From phase: nothing but the mask is computed before."""
+    study.scan()
+    study.t1w()
+    graph = study.graph(Recipe(outputs=("swi",), swi=swi, output_spaces=("GRE", "T1w")))
+    assert {"swi", BRAIN} <= names(graph)
+    assert not {*CHAIN, TO_T1W, LABELS, TABLE, CHI_TEMPLATE, CHI_T1W, "relaxometry"} & names(graph)
+    assert saved(graph) == {"combined", "brain_mask", *WEIGHTED, "figures", "quality"}
+    assert node(graph, "sub_01.swi").inputs.b0 == 3
+
+
+@pytest.mark.parametrize("swi", ["tswi", "smwi"])
+def test_weighting_by_susceptibility_computes_it(study, swi):
+    """What was not asked for is computed where it is needed, but not saved."""
+    study.scan()
+    study.t1w()
+    graph = study.graph(Recipe(outputs=("swi",), swi=swi, output_spaces=("GRE", "T1w")))
+    assert {*CHAIN, "swi"} <= names(graph)
+    assert not {TO_T1W, LABELS, TABLE, CHI_TEMPLATE, CHI_T1W, "relaxometry"} & names(graph)
+    assert saved(graph) == {"combined", "brain_mask", *WEIGHTED, "figures", "quality"}
+    fed = {field for *_, edge in graph.in_edges(node(graph, "sub_01.swi"), data=True) for _, field in edge["connect"]}
+    assert fed == {"magnitude", "mask", "chi"}
+
+
+@pytest.mark.parametrize(
+    ("parts", "settings", "why"),
+    [(("phase",), {}, "no magnitude"), (("mag", "phase"), {"swi": "none"}, "not asked for")],
+)
+def test_no_susceptibility_weighting(study, parts, settings, why):
+    study.scan(parts=parts)
+    graph = study.graph(Recipe(outputs=("qsm", "r2star", "swi"), **settings))
+    assert "swi" not in names(graph)
+    assert node(graph, "sub_01.report").inputs.skipped["swi"] == why
+
+
+def test_everything_at_once(study):
+    study.scan()
+    study.t1w()
+    assert saved(study.graph(Recipe(outputs=tuple(OUTPUTS)))) == SAVED | WEIGHTED
 
 
 def test_relaxation_of_a_patch_with_a_mask_from_phase_quality(study):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from qsmflow.interfaces import images
+from qsmflow.interfaces import images, registration
 from qsmflow.interfaces.registration import Register, Warp
 
 GRID = images.Grid((40, 44, 36), np.array([[-4.0, 0, 0, 70], [0, 4, 0, -80], [0, 0, 4, -60], [0, 0, 0, 1]]))
@@ -26,6 +26,13 @@ def brain(tmp_path_factory):
         files[name] = images.write(folder / f"{name}.nii", data, GRID)
         files[f"moved_{name}"] = images.write(folder / f"moved_{name}.nii", np.roll(data, -2, axis=0), GRID)
     return files
+
+
+def misplaced(brain):
+    """Mutual information of the two images as they lie, without registration."""
+    ants = registration._ants()
+    fixed, moving = registration._read(brain["image"]), registration._read(brain["moved_image"])
+    return -float(ants.image_similarity(fixed, moving, "MattesMutualInformation"))
 
 
 def test_rigid_motion_is_found_and_labels_follow(brain, tmp_path, monkeypatch):
@@ -52,6 +59,7 @@ def test_rigid_motion_is_found_and_labels_follow(brain, tmp_path, monkeypatch):
         .run()
         .outputs.out_file
     )
+    assert found.similarity > 1.3 * misplaced(brain)
     got, expected = images.read(warped, np.int16), images.read(brain["moved_labels"], np.int16)
     assert images.read_grid(warped).matches(GRID)
     for label in (3, 7):

@@ -48,7 +48,7 @@ def files(grid, tmp_path_factory):
         "magnitude": np.abs(magnitude), "phase": np.angle(np.exp(1j * phase)), "unwrapped": phase, "mask": mask,
         "brain_mask": brain, "quality": brain * 0.9, "total_field": total, "local_field": field, "field_error": 0.002 * brain,
         "residual": 0.05 * brain, "chi": chi, "r2star": (20 + 150 * np.maximum(chi, 0)) * brain, "labels": labels,
-        "reference_region": labels == 5,
+        "reference_region": labels == 5, "swi": brain * 100, "minip": brain * 50, "phase_mask": brain * 0.5,
     }  # fmt: skip
     paths = {name: images.write(folder / f"{name}.nii", array, grid) for name, array in arrays.items()}
     rows = ["index\tname\themisphere\tn_voxels\tchi_mean\tchi_brain_mean\tchi_brain_p05\tchi_brain_p95"]
@@ -61,7 +61,7 @@ def files(grid, tmp_path_factory):
 def run(tmp_path, monkeypatch, files, *, pictures=True, **options):
     monkeypatch.chdir(tmp_path)
     if not pictures:
-        monkeypatch.setattr(gallery, "PICTURES", gallery.PICTURES[-1:])  # drawing takes most of the time
+        monkeypatch.setattr(gallery, "PICTURES", gallery.PICTURES[-3:-2])  # drawing takes most of the time
     settings = {
         "name": "sub-01_run-1",
         "echo_times": ECHO_TIMES,
@@ -81,7 +81,7 @@ def test_everything(tmp_path, monkeypatch, files, grid):
         warnings=[{"what": "far", "remedy": "go"}],
     )  # fmt: skip
     names = [Path(path).name for path in outputs.figures]
-    assert len(names) == 24
+    assert len(names) == 28
     assert all(re.fullmatch(r"sub-01_run-1_desc-[a-z]+_[A-Za-z0-9]+\.(png|json)", name) for name in names)
     assert {name.removesuffix(".png") for name in names if name.endswith("png")} == {
         name.removesuffix(".json") for name in names if name.endswith("json")
@@ -113,6 +113,28 @@ def test_metrics_of_a_known_object(tmp_path, monkeypatch, files):
     assert metrics["regions_plausible"] == 1
     assert metrics["left_right"] == pytest.approx(0.01)
     assert "reference_mean" not in metrics  # the whole brain
+    assert metrics["polarity"] == 1
+    assert not {"registration_template", "registration_t1w"} & set(metrics)  # not given here
+
+
+def test_spoiled_results_move_the_metrics(tmp_path, monkeypatch, files, grid):
+    """Noise widens the spread, a reversed sign turns the polarity, and a poor match is told with what to do."""
+    chi, mask = images.read(files["chi"]), images.read(files["mask"], bool)
+    noise = 0.2 * np.random.default_rng(0).standard_normal(SHAPE) * mask
+    found = {}
+    for name, spoiled in {"good": chi, "noisy": chi + noise, "reversed": -chi}.items():
+        given = files | {"chi": images.write(tmp_path / f"{name}.nii", spoiled.astype(np.float32), grid)}
+        match = {"registration_template": 0.9 if name == "good" else 0.1, "registration_t1w": 0.8}
+        found[name] = run(tmp_path, monkeypatch, given, pictures=False, **match)[1]
+    spread = {name: content["metrics"]["brain_sd"] for name, content in found.items()}
+    assert spread["good"] == pytest.approx(np.std(chi[mask]), rel=1e-3)
+    assert spread["noisy"] > 0.2 > 3 * spread["good"]
+    assert [found[name]["metrics"]["polarity"] for name in ("good", "reversed")] == [1, -1]
+    assert found["good"]["metrics"]["registration_template"] == 0.9
+    told = [[warning["what"] for warning in found[name]["warnings"]] for name in ("good", "noisy", "reversed")]
+    assert not any("match" in what for what in told[0])
+    assert "match with the template is 0.10 nat (expected: at least 0.4)" in told[1]
+    assert told[2][0].startswith("susceptibility looks inverted")
 
 
 def test_reference_region(tmp_path, monkeypatch, files):
@@ -204,7 +226,7 @@ def test_page_of_what_was_saved(tmp_path, monkeypatch, files):
     (anat / "sub-01_run-1_desc-qc_stats.json").write_bytes(Path(outputs.quality_file).read_bytes())
     (anat / "sub-01_run-1_atlas-CIT168_stats.tsv").write_bytes(Path(files["regions"]).read_bytes())
     text = build_subject_page(out, "01").read_text(encoding="utf-8")
-    assert text.count("data:image/webp") == 12
+    assert text.count("data:image/webp") == 14
     assert "&lt;b&gt;bold" in text
     assert len(text) < 3e6
 

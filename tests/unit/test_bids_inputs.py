@@ -210,6 +210,21 @@ def test_gzip_of_several_members_is_whole(tmp_path):
 def test_outputs_decide_whether_phase_is_needed():
     assert needs_phase(Recipe())
     assert not needs_phase(Recipe(outputs=("r2star", "rois")))
+    assert needs_phase(Recipe(outputs=("r2star", "swi")))
+    assert not needs_phase(Recipe(outputs=("r2star", "swi"), swi="none"))
+
+
+@pytest.mark.parametrize(
+    ("part", "outputs", "what"),
+    [("mag", ("qsm", "swi"), ""), ("mag", ("swi",), "without magnitude"), ("mag", ("r2star",), "without magnitude"),
+     ("phase", ("r2star",), ""), ("phase", ("r2star", "swi"), "no phase image")],
+)  # fmt: skip
+def test_what_is_missing_is_told_for_the_outputs_that_need_it(small, part, outputs, what):
+    for path in small.glob(f"sub-01/anat/*_part-{part}_*"):
+        path.unlink()
+    execution = Execution(small, small / "out", small / "work", participant_label=("01",))
+    problems = read_dataset(execution, Recipe(outputs=outputs)).problems
+    assert [what in problem.what for problem in problems] == [True] * bool(what)
 
 
 def test_problem_reads_as_file_what_remedy():

@@ -5,7 +5,7 @@ import re
 import pytest
 
 from qsmflow import registry
-from qsmflow.config import Recipe
+from qsmflow.config import OUTPUTS, Recipe
 from qsmflow.reports import boilerplate
 from qsmflow.reports.boilerplate import UNKNOWN, bibliography, bibtex, cited, methods_text, parse_bibtex, reporting_table
 
@@ -13,10 +13,18 @@ SCAN = {"version": "1.2.3", "b0": 3.0, "echo_times": [0.004, 0.012, 0.02]}
 GRID = {"voxel_size": (1, 1, 1.2), "shape": (64, 65, 40)}
 
 RECIPES = [
-    Recipe(),
-    Recipe(background="vsharp", inversion="tkd", unwrap="laplacian", reference="csf"),
-    Recipe(background="resharp", inversion="tikhonov", unwrap="temporal", offset="none", reference="none", mask="threshold"),
-    Recipe(reference="region", reference_region="Ca_L", relaxometry="nonlinear"),
+    Recipe(outputs=tuple(OUTPUTS)),
+    Recipe(outputs=tuple(OUTPUTS), swi="tswi", background="vsharp", inversion="tkd", unwrap="laplacian", reference="csf"),
+    Recipe(
+        swi="none",
+        background="resharp",
+        inversion="tikhonov",
+        unwrap="temporal",
+        offset="none",
+        reference="none",
+        mask="threshold",
+    ),
+    Recipe(outputs=("qsm", "r2star", "swi"), swi="clearswi", reference="region", reference_region="Ca_L"),
 ]
 
 
@@ -68,6 +76,16 @@ def test_text_tells_every_method_with_its_values_and_cites_it(recipe):
     assert "qsmflow 1.2.3" in text
     assert recipe.hash in text
     assert "{" not in text
+
+
+def test_latex_says_the_same():
+    text, citations = methods_text(Recipe(), **SCAN, registration="t1w")
+    made = boilerplate.latex(text)
+    assert {key for part in re.findall(r"\\cite\{([^}]*)\}", made) for key in part.split(",")} == set(citations)
+    assert "[@" not in made
+    assert boilerplate.latex('a_b 5% "q" {x} ~ [@a; @b]') == r"a\_b 5\% ``q'' \{x\} \textasciitilde{} \cite{a,b}"
+    plain = re.sub(r"\\cite\{[^}]*\}|``|''", "", made).replace("\\", "")
+    assert plain == re.sub(r'\[@[^\]]*\]|"', "", text)
 
 
 def test_values_in_the_text_are_those_of_the_recipe():
@@ -167,9 +185,10 @@ def test_reporting_table_says_what_is_not_known():
 
 
 def test_reporting_table_gives_every_parameter_defaults_too():
-    recipe = Recipe(parameters={"tv": {"iterations": 7}})
+    recipe = Recipe(outputs=tuple(OUTPUTS), parameters={"tv": {"iterations": 7}})
     rows = table(recipe)
     text = " ".join(rows.values())
+    assert "Susceptibility-weighted imaging" not in table(Recipe())
     for stage, name in recipe.methods:
         for key, value in recipe.values(stage, name).items():
             assert f"{key.rstrip('_')} = {boilerplate._value(value)}" in text, (stage, name, key)

@@ -58,6 +58,7 @@ ROWS = [
     ("--inversion", "tikhonov", lambda r, e, m: r.inversion == "tikhonov"),
     ("--reference", "csf", lambda r, e, m: r.reference == "csf"),
     ("--reference-region", "thalamus", lambda r, e, m: (r.reference, r.reference_region) == ("region", "thalamus")),
+    ("--swi", "clearswi", lambda r, e, m: r.swi == "clearswi" and "swi" in r.outputs),
     ("--atlas", "m.nii.gz", lambda r, e, m: r.atlas == str(Path("m.nii.gz").resolve())),
     ("--outputs", "qsm,r2star", lambda r, e, m: r.outputs == ("qsm", "r2star")),
     ("--output-spaces", "GRE T1w", lambda r, e, m: r.output_spaces == ("GRE", "T1w")),
@@ -150,6 +151,15 @@ def test_single_step_leaves_the_background_method_out():
     # What a single-step run leaves in its logs can be changed back to two steps.
     Path("left.toml").write_text(recipe.to_toml())
     assert dict(read("--recipe", "left.toml", "--inversion", "tv")[0].methods)["background"] == "pdf"
+
+
+@pytest.mark.usefixtures("place")
+def test_naming_a_method_of_weighting_asks_for_the_image():
+    assert read()[0].outputs == ("qsm", "r2star", "rois")
+    assert read("--swi", "tswi")[0].outputs == ("qsm", "r2star", "rois", "swi")
+    assert read("--swi-power", "3")[0].outputs == ("qsm", "r2star", "rois", "swi")
+    assert read("--outputs", "r2star", "--swi", "tswi")[0].outputs == ("r2star", "swi")
+    assert read("--outputs", "r2star", "--swi", "none")[0].outputs == ("r2star",)
 
 
 @pytest.mark.usefixtures("place")

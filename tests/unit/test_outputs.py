@@ -78,6 +78,9 @@ def test_names_of_the_table():
         "s0": f"anat/{X}_S0map.nii.gz",
         "combined": f"anat/{X}_desc-combined_T2starw.nii.gz",
         "matching": f"anat/{X}_desc-coilmatching_T2starw.nii.gz",
+        "swi": f"anat/{X}_desc-swi_T2starw.nii.gz",
+        "minip": f"anat/{X}_desc-minip_T2starw.nii.gz",
+        "phase_mask": f"anat/{X}_desc-phasemask_T2starw.nii.gz",
         "brain_mask": f"anat/{X}_desc-brain_mask.nii.gz",
         "qsm_mask": f"anat/{X}_desc-qsm_mask.nii.gz",
         "quality": f"anat/{X}_desc-qc_stats.json",
@@ -91,6 +94,17 @@ def test_names_of_the_table():
     )
     assert outputs.product_path("out", ENTITIES, "labels", atlas="CIT168").name == f"{X}_space-GRE_atlas-CIT168_dseg.nii.gz"
     assert outputs.product_path("out", ENTITIES, "region_table", atlas="CIT168").name == f"{X}_atlas-CIT168_stats.tsv"
+
+
+@pytest.mark.parametrize(("swi", "inversion"), [("clearswi", False), ("tswi", True)])
+def test_a_weighted_image_names_what_it_was_made_from(acquisition, swi, inversion):
+    """Phase alone, or susceptibility with everything that led to it."""
+    recipe = Recipe(outputs=("swi",), swi=swi)
+    content = outputs.sidecar("minip", acquisition, recipe, datasets={})
+    methods = {row["Stage"]: row for row in content["Methods"]}
+    assert methods["swi"]["Method"] == swi
+    assert methods["swi"]["Parameters"]["thickness"] == 14
+    assert ("inversion" in methods) == inversion
 
 
 def test_entities_follow_the_schema():
@@ -133,10 +147,8 @@ def test_the_validator_accepts_the_tree(tmp_path, acquisition, entities):
     out = tmp_path / "out"
     write_tree(out, acquisition, entities)
     anat = {"Units": "ppm", "SkullStripped": True}
-    for suffix, desc in [
-        ("Chimap", "paramagnetic"), ("Chimap", "diamagnetic"), ("Chimap", "twopass"), ("T2starw", "swi"), ("T2starw", "minip"),
-    ]:  # fmt: skip
-        put(outputs.output_path(out, entities, suffix, ".nii.gz", datatype="anat", desc=desc), anat)
+    for desc in ("paramagnetic", "diamagnetic", "twopass"):
+        put(outputs.output_path(out, entities, "Chimap", ".nii.gz", datatype="anat", desc=desc), anat)
     (out / "sub-01.html").write_text("<html></html>")
     for name in (
         "logs/run.toml",

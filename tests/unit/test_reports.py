@@ -4,13 +4,14 @@ import html.parser
 import io
 import json
 import re
+from pathlib import Path
 
 import nibabel as nb
 import numpy as np
 import pytest
 from PIL import Image
 
-from qsmflow.reports import figures, gallery, page, quality
+from qsmflow.reports import figures, gallery, page, quality, spread
 from qsmflow.reports.figures import Row, montage, nice, view_of
 
 SHAPE = (20, 24, 18)
@@ -174,8 +175,9 @@ def material(head, affine, rng):
         "quality": image, "total_field": noise * mask, "local_field": noise * mask, "field_error": np.abs(noise) * mask,
         "residual": image, "chi": noise * mask / 10, "r2star": 30 * image, "labels": labels,
         "matching": 90 + 10 * image,
+        "swi": image, "minip": image, "phase_mask": 0.5 * mask,
     }  # fmt: skip
-    return gallery.Material(arrays, affine, 3.0, 4, "the whole brain", REGIONS, {1: "Putamen", 101: "Putamen"})
+    return gallery.Material(arrays, affine, 3.0, 4, "the whole brain", REGIONS, 14.0, {1: "Putamen", 101: "Putamen"})
 
 
 def test_gallery_draws_everything_there_is(material):
@@ -189,13 +191,16 @@ def test_gallery_draws_everything_there_is(material):
         assert "{" not in d.sidecar["caption"]
         assert "Good:" in d.sidecar["caption"]
         assert pixels(d.png).shape[1] == figures._WIDTH
+    assert "slabs of 14 mm" in next(d.sidecar["caption"] for d in drawn if d.name == "desc-weighted_T2starw")
     captions = {d.name: d.sidecar["caption"] for d in drawn}
     assert "10.1002/hbm.25569" in captions["desc-regions_stats"]
     hz, ppm = re.search(r"±(\S+) Hz are ±(\S+) ppm at 3 T", captions["desc-total_fieldmap"]).groups()
     assert float(hz) / float(ppm) == pytest.approx(127.732, rel=0.06)
 
 
-@pytest.mark.parametrize("missing", ["chi", "r2star", "labels", "quality", "unwrapped", "brain", "residual", "field_error"])
+@pytest.mark.parametrize(
+    "missing", ["chi", "r2star", "labels", "quality", "unwrapped", "brain", "residual", "field_error", "minip"]
+)
 def test_gallery_leaves_out_what_cannot_be_drawn(material, missing):
     arrays = {name: array for name, array in material.arrays.items() if name != missing}
     left = gallery.possible(gallery.Material(arrays, material.affine, 3.0, 4, regions=REGIONS))
@@ -287,6 +292,21 @@ def test_region_metrics():
     assert quality.region_metrics([]) == {}
 
 
+def test_polarity_is_the_mean_of_the_signs():
+    assert quality.polarity({"tail_asymmetry": -0.3, "iron_contrast": float("nan"), "nuclei_contrast": 0.1}) == {"polarity": 0}
+    assert quality.polarity({"tail_asymmetry": -0.3, "nuclei_contrast": -1e-6}) == {"polarity": -1}
+    assert quality.polarity({"streaks": 1.0, "iron_contrast": None}) == {}
+
+
+def test_every_metric_is_defined_in_the_documents():
+    """docs/quality.md has a row with key, unit, direction and limits of every metric, and no other rows."""
+    lines = (Path(__file__).parents[2] / "docs/quality.md").read_text(encoding="utf-8").splitlines()
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("| `")]
+    assert [row[:4] for row in rows] == [
+        [f"`{metric.key.replace('*', 'echo<n>')}`", metric.unit or "1", metric.good, metric.limit] for metric in quality.METRICS
+    ]
+
+
 HOSTILE = '<script>alert("x")</script> & {{ 7 * 7 }} {out_dir}'
 
 
@@ -311,7 +331,7 @@ def write_acquisition(out, name, *, warnings=(), notice="a notice", figures_of=(
     (anat / f"{name}_desc-qc_stats.json").write_text(json.dumps(content))
     (anat / f"{name}_atlas-CIT168_stats.tsv").write_text("index\tname\tchi_mean\n1\tPu_L\t-0.0512345\n")
     for order, desc in enumerate(figures_of):
-        section = {"narrow_Chimap": "chi", "outline_mask": "masks"}[desc]
+        section = {"Chimap": "chi", "mask": "masks"}[desc.rpartition("_")[2]]
         Image.new("RGB", (40, 30), (10 * order, 0, 0)).save(folder / f"{name}_desc-{desc}.png")
         sidecar = {"title": f"picture {desc}", "caption": "Good: yes.", "section": section, "order": order}
         (folder / f"{name}_desc-{desc}.json").write_text(json.dumps(sidecar))
@@ -322,7 +342,7 @@ def write_acquisition(out, name, *, warnings=(), notice="a notice", figures_of=(
 class Outline(html.parser.HTMLParser):
     """Tags, ids, link targets and text of a page; unbalanced tags are an error."""
 
-    VOID = ("meta", "link", "img", "br")
+    VOID = ("meta", "link", "img", "br", "input")
 
     def __init__(self, text):
         super().__init__()
@@ -397,6 +417,21 @@ def test_page_escapes_all_text(tmp_path):
     assert " ".join(outline.text).count('<script>alert("x")</script> & {{ 7 * 7 }} {out_dir}') >= 6
 
 
+def test_windows_of_one_map_share_a_place(tmp_path):
+    """One switch per map that is shown in several windows, with as many positions as the style knows; others stand below."""
+    windows = [picture for picture in gallery.PICTURES if picture.section == "chi"]
+    style = (page._TEMPLATES / "page.css").read_text()
+    assert len(re.findall(r"figure:nth-of-type\(\d\)", style)) == len(windows) == 3
+    write_acquisition(tmp_path, "sub-01")
+    assert "<input" not in build(tmp_path)[0]
+    for name in ("sub-01_ses-a", "sub-01_ses-b"):
+        write_acquisition(tmp_path, name, figures_of=("narrow_Chimap", "wide_Chimap", "outline_mask"))
+    text, _ = build(tmp_path)
+    assert text.count('type="radio"') == 4
+    assert text.count(" checked>") == 2
+    assert len(set(re.findall(r'name="([^"]*-shown)"', text))) == 2
+
+
 def test_numbers_of_citations_follow_the_text(tmp_path):
     write_acquisition(tmp_path, "sub-01")
     text, _ = build(tmp_path)
@@ -411,6 +446,45 @@ def test_verdict(tmp_path):
     text, outline = build(tmp_path)
     assert 'class="verdict look"' in text
     assert "1 flag to look at" in " ".join(outline.text)
+
+
+def write_group(out, **columns):
+    """The group's table, with six acquisitions of which one is the page's own."""
+    names = [f"sub-{n:02d}" for n in (1, 2, 3, 4, 5, 6)]
+    rows = [["acquisition", *columns], *([name, *(values[i] for values in columns.values())] for i, name in enumerate(names))]
+    (out / "group_qc.tsv").write_text("".join("\t".join(row) + "\n" for row in rows))
+
+
+def test_page_shows_where_an_acquisition_stands(tmp_path):
+    write_acquisition(tmp_path, "sub-01")
+    alone, _ = build(tmp_path)
+    assert "<svg" not in alone
+    write_group(
+        tmp_path,
+        coverage=["0.1", "0.95", "0.96", "0.97", "0.98", "0.99"],
+        snr_echo1=["1", "20", "30", "40", "n/a", "n/a"],
+        snr_echo2=["1", "2", "3", "5", "6", "7"],
+        age=["33"] * 6,
+    )
+    text, outline = build(tmp_path)
+    shown = " ".join(outline.text)
+    assert "5 others, median 0.97; below all" in shown  # 0.90; the older value of its own in the table does not count
+    assert "5 others, median 5; above 2" in shown
+    assert "3 others" not in shown  # too few to compare with
+    assert text.count("<svg") == 2
+    assert "group_qc.tsv" in shown
+
+
+def test_places_on_a_strip():
+    group = {f"sub-{n}": {"x": float(n)} for n in range(5)}
+    found = spread.strip("x", 6.0, "sub-9", group, 1)
+    assert (found.dots[0], found.mine, found.middle) == (4.0, 96.0, pytest.approx(34.7))
+    same = {name: {"x": 2.0} for name in group}
+    assert spread.strip("x", 2.0, "sub-9", same, 1).words.endswith("all the same")
+    assert spread.strip("x", 0.0, "sub-9", group, 1).words.endswith("as low as the lowest")
+    assert spread.strip("x", None, "sub-9", group, 1) is None
+    assert spread.strip("y", 1.0, "sub-9", group, 1) is None
+    assert spread.strip("x", 1.0, "sub-0", dict(list(group.items())[:4]), 1) is None
 
 
 def test_failed_acquisitions_are_on_the_page_of_their_subject_only(tmp_path):
