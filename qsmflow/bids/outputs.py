@@ -36,7 +36,7 @@ _TEMPLATE_IMAGE = f"https://templateflow.s3.amazonaws.com/tpl-{TEMPLATE}/tpl-{TE
 _BIDS_VERSION = "1.11.0"
 
 #: What the BIDS validator is told to leave alone; ``.*`` covers files that are still being written.
-_BIDSIGNORE = ("*.html", "logs/", "figures", "*_xfm.*", "*_stats.tsv", "*_stats.json", ".*")
+_BIDSIGNORE = ("*.html", "logs/", "figures", "*_xfm.*", "*_stats.tsv", "*_stats.json", "group_*", ".*")
 
 #: Descriptions of the atlases that come with the package.
 _ATLASES = {
@@ -58,6 +58,7 @@ Made by qsmflow from the datasets that `dataset_description.json` links to.
 - `sub-<label>.html`: one page per subject to look at first.
 - `sub-<label>/[ses-<label>/]anat`: susceptibility (ppm), R2* (1/s), masks, atlas regions, and tables of their values.
 - `sub-<label>/[ses-<label>/]fmap`: total and local field (Hz).
+- `group.html`, `group_*.html`, `group_*.tsv`: report and tables of the whole study, from the group level.
 - `logs`: the settings of every run, timings and crash reports.
 
 Every image has a sidecar with its unit, its sources, and the methods and parameters that led to it.
@@ -371,15 +372,23 @@ def write_dataset_files(output_dir: Path, *, datasets: Mapping[str, Path], atlas
         "dataset_description.json": json_text(_description(output_dir, datasets)),
         "descriptions.tsv": "desc_id\tdescription\n" + "".join(f"{key}\t{text}\n" for key, text in descriptions().items()),
         "README.md": _README,
-        ".bidsignore": "\n".join(_BIDSIGNORE) + "\n",
     }
     if atlas:
         own = {"AtlasName": atlas, "License": "unknown", "Description": "Atlas given by the user."}
         files[f"atlas-{atlas}_description.json"] = json_text(_ATLASES.get(atlas, own))
     for name, text in files.items():
-        path = Path(output_dir, name)
-        if not (path.is_file() and path.read_text() == text):
-            write_text(path, text)
+        _write_new(Path(output_dir, name), text)
+    write_ignore_file(output_dir)
+
+
+def write_ignore_file(output_dir: Path) -> None:
+    """Write the list of what the BIDS validator leaves alone, where it is not there or an older one."""
+    _write_new(Path(output_dir, ".bidsignore"), "\n".join(_BIDSIGNORE) + "\n")
+
+
+def _write_new(path: Path, text: str) -> None:
+    if not (path.is_file() and path.read_text() == text):
+        write_text(path, text)
 
 
 def descriptions() -> dict[str, str]:

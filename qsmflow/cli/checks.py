@@ -37,9 +37,9 @@ def whole(option: str, value: int) -> int:
     return value
 
 
-def folders(bids_dir: Path, output_dir: Path, work_dir: Path) -> None:
-    """Refuse input, output and work folders that are missing or would harm each other."""
-    raw, out, work = (Path(os.path.realpath(path)) for path in (bids_dir, output_dir, work_dir))
+def folders(bids_dir: Path, output_dir: Path, work_dir: Path | None = None) -> None:
+    """Refuse input, output and work folders that are missing or would harm each other; the group level has no work folder."""
+    raw, out = (Path(os.path.realpath(path)) for path in (bids_dir, output_dir))
     own = f"give a folder of its own, such as {bids_dir}/derivatives/qsmflow"
     if not raw.is_dir():
         raise UsageError(f"BIDS_DIR: there is no folder {bids_dir}")
@@ -50,12 +50,15 @@ def folders(bids_dir: Path, output_dir: Path, work_dir: Path) -> None:
     if out.is_relative_to(raw) and (out.relative_to(raw).parts[0] != "derivatives" or out == raw / "derivatives"):
         raise UsageError(f"OUTPUT_DIR {output_dir} would mix results with raw data; {own}")
     _own_dataset(output_dir)
+    writable("OUTPUT_DIR", out)
+    if work_dir is None:
+        return
+    work = Path(os.path.realpath(work_dir))
     if work.is_relative_to(raw):
         raise UsageError(f"--work-dir {work_dir} lies in the dataset; give a folder outside of it")
     if work.is_relative_to(out):
         raise UsageError(f"--work-dir {work_dir} lies in OUTPUT_DIR, among the results; give a folder outside of it")
-    for name, path in (("OUTPUT_DIR", out), ("--work-dir", work)):
-        writable(name, path)
+    writable("--work-dir", work)
 
 
 def writable(name: str, path: Path) -> None:
@@ -138,8 +141,8 @@ def execution(options: object) -> Execution:
         bids_dir=Path(os.path.abspath(options.bids_dir)),
         output_dir=Path(os.path.abspath(options.output_dir)),
         work_dir=Path(os.path.abspath(options.work_dir)),
-        participant_label=_labels(options.participant_label, "sub-"),
-        session_label=_labels(options.session_label, "ses-"),
+        participant_label=labels(options.participant_label, "sub-"),
+        session_label=labels(options.session_label, "ses-"),
         bids_filters=filters(options.bids_filter_file) if options.bids_filter_file else {},
         derivatives=derivatives(options.derivatives),
         nprocs=nprocs,
@@ -153,5 +156,6 @@ def execution(options: object) -> Execution:
     )
 
 
-def _labels(given: list[str], prefix: str) -> tuple[str, ...]:
+def labels(given: list[str], prefix: str) -> tuple[str, ...]:
+    """Labels without their prefix, each once."""
     return tuple(dict.fromkeys(label.removeprefix(prefix) for label in given))

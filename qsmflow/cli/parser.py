@@ -15,7 +15,7 @@ from qsmflow.cli import checks, methods
 from qsmflow.config import DEFAULT_OUTPUTS, ORIENTATION_ENTITIES, OUTPUTS, RECIPES, SPACES, Execution, Recipe
 from qsmflow.errors import UsageError, nearest
 
-_LEVELS = ("participant",)
+_LEVELS = ("participant", "group")
 
 _USAGE = "qsmflow BIDS_DIR OUTPUT_DIR participant [options]"
 
@@ -27,11 +27,13 @@ _EPILOG = """\
 Every parameter of every method is an option too, such as --tv-lambda or --vsharp-max-radius:
 'qsmflow --help-methods' lists them all, 'qsmflow --help-methods tv' those of one method or stage.
 
+The group level has options of its own: 'qsmflow BIDS_DIR OUTPUT_DIR group --help'.
+
 Exit codes: 0 everything done, 1 a step failed, 2 wrong usage, 3 data that cannot be used.
 A run that was stopped, by whatever, goes on where it was when the same command is given again."""
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
     """Errors are ours to print."""
 
     def error(self, message: str) -> NoReturn:
@@ -40,7 +42,7 @@ class _Parser(argparse.ArgumentParser):
         raise UsageError(message)
 
 
-class _Formatter(argparse.RawDescriptionHelpFormatter):
+class Formatter(argparse.RawDescriptionHelpFormatter):
     """``-w, --work-dir PATH`` and ``LABEL ...`` where argparse would repeat itself."""
 
     def __init__(self, prog: str):
@@ -77,7 +79,7 @@ def parse(arguments: Sequence[str]) -> tuple[Recipe, Execution, str]:
     SystemExit
         After ``--help``, ``--help-methods`` and ``--version``.
     """
-    words = [_dashed(word) for word in arguments]
+    words = [dashed(word) for word in arguments]
     parser = _build()
     # Methods are imported (and take a second) only for someone who sets one of their parameters.
     if _unknown(parser, words):
@@ -91,7 +93,7 @@ def parse(arguments: Sequence[str]) -> tuple[Recipe, Execution, str]:
     return _recipe(options), execution, options.mode
 
 
-def _dashed(word: str) -> str:
+def dashed(word: str) -> str:
     """An option with dashes for underscores: BIDS Apps know ``--participant_label`` as well."""
     name, equals, value = word.partition("=")
     return name.replace("_", "-") + equals + value if name.startswith("--") else word
@@ -104,8 +106,8 @@ def _unknown(parser: argparse.ArgumentParser, words: Sequence[str]) -> list[str]
 
 
 def _build() -> argparse.ArgumentParser:
-    parser = _Parser(
-        prog="qsmflow", usage=_USAGE, description=_DESCRIPTION, epilog=_EPILOG, formatter_class=_Formatter,
+    parser = Parser(
+        prog="qsmflow", usage=_USAGE, description=_DESCRIPTION, epilog=_EPILOG, formatter_class=Formatter,
         allow_abbrev=False, add_help=False,
     )  # fmt: skip
     parser.set_defaults(mode="run", parameters=[])

@@ -33,11 +33,15 @@ EXIT_STOPPED = 130
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run qsmflow with the arguments of a command line; returns the exit code."""
+    from qsmflow.cli.group import is_group, parse_group, run_group
     from qsmflow.cli.parser import parse
 
+    words = sys.argv[1:] if arguments is None else arguments
     with talk.console():
         try:
-            recipe, execution, mode = parse(sys.argv[1:] if arguments is None else arguments)
+            if is_group(words):
+                return run_group(parse_group(words))
+            recipe, execution, mode = parse(words)
             if execution.verbose:
                 talk.show_all()
             action = {"run": _run, "dry-run": _dry_run, "boilerplate": _boilerplate, "reports-only": _reports_only}[mode]

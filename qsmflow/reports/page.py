@@ -132,7 +132,7 @@ def _acquisition(output_dir: Path, name: str, path: Path, group: Mapping[str, Ma
         Part(f"{prefix}quality", "Quality", "quality", _quality(content["metrics"], name, group)),
         Part(f"{prefix}inputs", "Inputs and warnings", "inputs", content),
         Part(f"{prefix}reporting", "Reporting table", "reporting", {"rows": content["reporting_table"]}),
-        Part(f"{prefix}methods", "Methods", "methods", _methods(text, prefix)),
+        methods_part(f"{prefix}methods", text, prefix),
         Part(f"{prefix}provenance", "Provenance", "provenance", {**content, **_timing(output_dir / "logs", name)}),
     ]
     return SubReport(name, reportlets=parts, title=name, isnested=several)
@@ -203,12 +203,12 @@ def _figures(folder: Path, name: str) -> list[dict[str, object]]:
         picture = path.with_suffix(".png")
         if picture.is_file():
             sidecar = json.loads(path.read_text(encoding="utf-8"))
-            source, size = _embedded(picture)
+            source, size = embedded(picture)
             pictures.append({**sidecar, "file": picture.name, "source": source, "width": size[0], "height": size[1]})
     return sorted(pictures, key=lambda picture: (picture["order"], picture["file"]))
 
 
-def _embedded(path: Path) -> tuple[str, tuple[int, int]]:
+def embedded(path: Path) -> tuple[str, tuple[int, int]]:
     """A picture as a data URI, and its size."""
     buffer = io.BytesIO()
     with Image.open(path) as image:
@@ -232,7 +232,7 @@ def _rounded(cell: str) -> str:
         return cell
 
 
-def _methods(text: str, prefix: str) -> dict[str, object]:
+def methods_part(name: str, text: str, prefix: str = "") -> Part:
     """Methods text with numbered citations, and its references in every form that can be copied."""
     keys = boilerplate.cited(text)
     works = boilerplate.bibliography()
@@ -244,10 +244,11 @@ def _methods(text: str, prefix: str) -> dict[str, object]:
 
     paragraphs = [Markup(re.sub(r"\[@[^\]]*\]", link, html.escape(part))) for part in text.strip().split("\n\n")]
     references = [{"anchor": f"{prefix}ref-{key}", "text": works[key].text, "url": works[key].url} for key in keys]
-    return {
+    content = {
         "paragraphs": paragraphs, "references": references, "markdown": text, "latex": boilerplate.latex(text),
         "bibtex": boilerplate.bibtex(keys),
     }  # fmt: skip
+    return Part(name, "Methods", "methods", content)
 
 
 def _timing(logs: Path, name: str) -> dict[str, object]:

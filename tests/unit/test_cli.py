@@ -258,7 +258,7 @@ def test_good_output_folders():
 @pytest.mark.usefixtures("place")
 def test_positional_arguments():
     for words, message in (
-        (["bids", "out", "group"], "no level of analysis 'group'"),
+        (["bids", "out", "groupp"], "no level of analysis 'groupp'; did you mean 'group'?"),
         (["absent", "out", "participant"], "BIDS_DIR: there is no folder absent"),
         (["bids", "out"], "required: participant"),
         (["--participant-label", "01", "bids", "out", "participant"], "options that take several values go last"),

@@ -1,0 +1,62 @@
+"""The example cohort: the README's command, and what it finds against the truth of the simulation."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from qsmflow.cli.run import main
+from qsmflow.cli.validator import validate
+from qsmflow.group.collect import region_key
+
+
+@pytest.fixture(scope="module")
+def cohort(repository):
+    return repository / "bids_examples" / "cohort"
+
+
+@pytest.fixture(scope="module")
+def out(cohort, tmp_path_factory, repository):
+    """Where the README's command wrote."""
+    folder = tmp_path_factory.mktemp("cohort")
+    line = next(line for line in (repository / "README.md").read_text().splitlines() if " group " in line and "cohort" in line)
+    words = [word.replace("bids_examples/cohort", str(cohort)) for word in line.split()[1:]]
+    words[1] = str(folder / words[1])
+    assert main(words) == 0
+    return folder / "out_cohort"
+
+
+@pytest.fixture(scope="module")
+def truth(cohort):
+    """True mean of both sides, by participant and region."""
+    table = pd.read_csv(cohort / "derivatives" / "truth" / "truth.tsv", sep="\t")
+    table["region"] = table["name"].map(region_key)
+    return table.groupby(["participant_id", "region"])["chi"].mean().unstack()
+
+
+def test_the_shift_of_the_patients_is_found(out):
+    table = pd.read_csv(out / "group_case-control_differences.tsv", sep="\t").set_index("region")
+    assert table["q"].idxmin() == "SNr"
+    assert table.loc["SNr", "q"] < 0.05
+    for region in ("SNr", "SNc_PBP_VTA"):
+        assert table.loc[region, "low"] < 0.03 < table.loc[region, "high"]
+    others = table.drop(index=["SNr", "SNc_PBP_VTA"])
+    assert (others["q"] > 0.05).all()
+
+
+def test_the_values_follow_the_truth(out, truth):
+    """Regularised and relative to the whole brain, but in the right order: between regions and between people."""
+    table = pd.read_csv(out / "group_rois.tsv", sep="\t")
+    table["region"] = table["name"].map(region_key)
+    measured = table.groupby(["participant_id", "region"])["chi_mean"].mean().unstack()[truth.columns]
+    assert np.corrcoef(measured.mean(), truth.mean())[0, 1] > 0.95
+    for region in ("Pu", "Ca", "SNr"):
+        assert np.corrcoef(measured[region], truth[region])[0, 1] > 0.75, region
+
+
+def test_the_datasets_are_valid(cohort, out):
+    for root in (cohort, cohort / "derivatives" / "qsmflow", cohort / "derivatives" / "truth", out):
+        assert validate(root) == [], root
+
+
+def test_the_example_is_small(cohort):
+    assert sum(path.stat().st_size for path in cohort.rglob("*")) < 12e6
