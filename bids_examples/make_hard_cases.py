@@ -286,6 +286,9 @@ def coil_cases() -> dict[str, tuple[Files, list[dict]]]:
         )
     }
     one_less = changed(by_name, {name("phase", 2, "sub-01_coil-03", end): None for end in (".nii", ".json")})
+    otherwise = {path.replace("coil-0", "coil-") if "part-phase" in path else path: item for path, item in by_name.items()}
+    late = changed(by_name, {name("mag", 2, "sub-01_coil-02", ".json"): {"EchoTime": 0.011}})
+    doubly = gre("sub-01_coil-01", times=TIMES[:2], image=replace(IMAGE, shape=(4, 4, 4, 3)))
     body = gre("sub-01_acq-coilref", times=(0.002,), MagneticFieldStrength=None)
     short = gre("sub-01_acq-ute", times=(0.001,), image=replace(IMAGE, shape=(4, 4, 4, 8)))
     coils, guessed = ("sub-01", "uncombined coils"), ("sub-01", "uncombined coils: the volumes of every echo")
@@ -320,6 +323,14 @@ def coil_cases() -> dict[str, tuple[Files, list[dict]]]:
             ],
         ),
         "coils-named-one-less": (one_less, [bad("echo-2_part-phase", "2 coil(s)", "with 3")]),
+        "coils-named-otherwise": (
+            otherwise, [run((), [(f"coil-1_echo-{n}_part-phase", "has other coils (01, 02, 03, 1, 2, 3)") for n in (1, 2)])],
+        ),
+        "coils-named-late": (late, [bad("coil-02_echo-2_part-mag", "EchoTime is not that of sub-01_coil-01_echo-2")]),
+        "coils-named-doubly": (
+            doubly,
+            [run((), [(f"echo-{n}_part-{p}", "one coil by its name, but holds 3") for n in (1, 2) for p in ("mag", "phase")])],
+        ),
         "coils-no-phase": (
             {path: content for path, content in eight.items() if "part-mag" in path},
             [bad(both[0], "no phase"), bad(both[0], "without both magnitude and phase", outputs=["r2star"])],

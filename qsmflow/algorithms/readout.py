@@ -140,6 +140,11 @@ def _least_turn(factor: np.ndarray, twice: float) -> np.complex64:
     return np.complex64(np.exp(-1j * TWO_PI * twice * turns))
 
 
+def _mean_step(factor: np.ndarray) -> complex:
+    """Sum over pairs of neighbours along the first axis of one times the conjugate of the other."""
+    return complex(np.sum(factor[:-1].conj() * factor[1:], dtype=np.complex128))
+
+
 def _linear(factor: np.ndarray) -> np.ndarray:
     """The linear function of the voxel indices that fits the angle of a complex image best, weighted by its magnitude, rad."""
     size = np.abs(factor)
@@ -149,10 +154,7 @@ def _linear(factor: np.ndarray) -> np.ndarray:
     # About the centre of the weights the constant is the mean.
     axes = [axis - float(axis @ profile) / max(total, 1e-30) for axis, profile in zip(axes, profiles, strict=True)]
     grid = np.ix_(*axes)
-    steps = [
-        np.vdot(*(np.take(factor, range(a, a + n - 1), axis).ravel() for a in (0, 1))) for axis, n in enumerate(factor.shape)
-    ]
-    weights = np.array([0.0, *(np.angle(step) for step in steps)])
+    weights = np.array([0.0, *(np.angle(_mean_step(np.moveaxis(factor, axis, 0))) for axis in range(3))])
 
     def model() -> np.ndarray:
         return weights[0] + sum(w * axis for w, axis in zip(weights[1:], grid, strict=True))

@@ -185,15 +185,18 @@ def _orientations(jobs: Iterable[_Job], recipe: Recipe) -> list[Orientations]:
 
 
 def _combination(execution: Execution, group: Orientations) -> Path:
-    from qsmflow.bids.outputs import product_path, sidecar_path
+    """The map that a head's orientations give together."""
+    from qsmflow.bids.outputs import product_path
 
-    return sidecar_path(product_path(execution.output_dir, group.entities, "chi_cosmos"))
+    return product_path(execution.output_dir, group.entities, "chi_cosmos")
 
 
 def _tell_orientations(jobs: Iterable[_Job], recipe: Recipe, execution: Execution) -> None:
     """What the run found about the orientations of each head, from the sidecars that it wrote."""
+    from qsmflow.bids.outputs import sidecar_path
+
     for group in _orientations(jobs, recipe):
-        path = _combination(execution, group)
+        path = sidecar_path(_combination(execution, group))
         if path.is_file():
             told = json.loads(path.read_text(encoding="utf-8"))
             tilts = ", ".join(f"{orientation['TiltDegrees']:g}" for orientation in told["Orientations"])

@@ -41,7 +41,7 @@ def voxel(grid, point):
 
 
 def head(grid, turn):
-    """Susceptibility, mask and magnitude of the head turned about the scanner: an ellipsoid with texture and sources."""
+    """Susceptibility, mask and magnitude of the turned head: an ellipsoid with texture and sources."""
     matrix, size = rotation(*turn), grid.voxel_size
     place = np.einsum("ij,jabc->iabc", grid.affine[:3, :3], np.indices(grid.shape)) + grid.affine[:3, 3, None, None, None]
     own = np.einsum("ji,jabc->iabc", matrix, place)

@@ -1,6 +1,8 @@
 """The command around the graph: what is skipped, what is told, and the exit code. The graph itself is a stand-in."""
 
+import json
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -101,6 +103,52 @@ def test_problems_are_listed_first_and_the_rest_runs(world, capsys):
     assert world.ran == [("sub-01", "sub-02")]
     world.failing = ("sub-01",)
     assert qsmflow("--inversion", "tkd") == 1  # a failure counts more than a problem
+
+
+def orientations(world, tmp_path, labels=("1", "2")):
+    """Runs of one subject with magnitude and phase."""
+    world.acquisitions = []
+    for run_label in labels:
+        file = tmp_path / "bids" / f"sub-01_run-{run_label}_MEGRE.nii.gz"
+        file.write_text(run_label)
+        volumes = {"magnitude": (Volume(str(file), None),), "phase": (Volume(str(file), None),)}
+        world.acquisitions.append(inputs.Acquisition({"sub": "01", "run": run_label}, "MEGRE", (0.01,), **volumes))
+
+
+def test_orientations_are_run_together_and_told(world, tmp_path, capsys):
+    """One changed orientation, or a map that is gone, takes the others with it."""
+    orientations(world, tmp_path)
+    combined = Path("out/sub-01/anat/sub-01_desc-cosmos_Chimap.nii.gz")
+    combined.parent.mkdir(parents=True)
+    combined.write_text("map")
+    told = {
+        "Orientations": [{"TiltDegrees": 0.0}, {"TiltDegrees": 12.5}],
+        "ConditionNumber": "infinite",
+        "PoorlyConditioned": True,
+    }
+    combined.with_name("sub-01_desc-cosmos_Chimap.json").write_text(json.dumps(told))
+    assert qsmflow("--cosmos", "run") == 0
+    text = "".join(capsys.readouterr())
+    assert "sub-01: COSMOS of 2 orientations at 0, 12.5 degrees, condition number infinite" in text
+    assert "sub-01: warning: COSMOS is poorly conditioned" in text
+    assert qsmflow("--cosmos", "run") == 0
+    Path("bids/sub-01_run-2_MEGRE.nii.gz").write_text("other")
+    assert qsmflow("--cosmos", "run") == 0
+    combined.unlink()
+    assert qsmflow("--cosmos", "run") == 0
+    assert world.ran == [("sub-01_run-1", "sub-01_run-2")] * 3
+    assert "sub-01_run-1: its orientations have to be combined" in "".join(capsys.readouterr())
+
+
+def test_a_head_without_orientations_is_told(world, tmp_path, capsys):
+    orientations(world, tmp_path, labels=("1",))
+    assert qsmflow("--cosmos", "run") == 3
+    assert "no subject has acquisitions that differ only in run-" in "".join(capsys.readouterr())
+    orientations(world, tmp_path)
+    single = world.acquisitions[0]
+    world.acquisitions.append(replace(single, entities={"sub": "02", "run": "1"}))
+    assert qsmflow("--cosmos", "run") == 0
+    assert "sub-02_run-1: notice: no part of a COSMOS map" in "".join(capsys.readouterr())
 
 
 def test_nothing_usable_stops_at_once(world, capsys):

@@ -21,6 +21,9 @@ _RATIO = 2.0
 #: Border around the grid, voxels: periodic copies need no distance (their field is harmonic), only no common face.
 _MARGIN = 2
 
+#: How far the parabola stands above the envelope of the kernels: the masks of the spheres mix frequencies.
+_ABOVE = np.float32(1.1)
+
 
 def sstv(
     total_field: np.ndarray,
@@ -29,7 +32,7 @@ def sstv(
     *,
     voxel_size: Sequence[float],
     b0_dir: Sequence[float],
-    lambda_: float = 2e-4,
+    lambda_: float = 1e-4,
     max_radius: float = 12.0,
     min_radius: float = 1.5,
     iterations: int = 100,
@@ -130,7 +133,7 @@ def sstgv(
     *,
     voxel_size: Sequence[float],
     b0_dir: Sequence[float],
-    lambda_: float = 2e-4,
+    lambda_: float = 1e-4,
     ratio: float = 3.0,
     max_radius: float = 12.0,
     min_radius: float = 1.5,
@@ -285,7 +288,7 @@ def _spheres(total_field, mask, field_error, voxel_size, b0_dir, max_radius, min
         envelope = np.maximum(envelope, np.abs(kernel))
         kernels.append(kernel * dipole)
     squared[corner] = (mask if field_error is None else error_weights(field_error, mask) ** 2) * (sphere[corner] > 0)
-    return _Data(filtered, squared, sphere, kernels, (envelope * dipole) ** 2)
+    return _Data(filtered, squared, sphere, kernels, _ABOVE * (envelope * dipole) ** 2)
 
 
 def _inverse(voxel_size: Sequence[float]) -> tuple[np.float32, ...]:
