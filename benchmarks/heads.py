@@ -147,12 +147,12 @@ def run(recipe: Recipe, head: Head, apply: Callable | None = None) -> dict[str, 
     have |= step("quality", "map")
     masks = {name: step("mask", name)["mask"] for name in recipe.mask_methods}
     tissue = head.magnitude[..., 0] > 0
-    anatomical = [mask for name, mask in masks.items() if name != "quality"]
-    brain = step("mask", "combine", masks=[*anatomical, tissue])["mask"]
-    have["mask"] = step("mask", "combine", masks=[*masks.values(), tissue])["mask"]
+    anatomical = recipe.mask_expression.without("quality")
+    brain = step("mask", "combine", masks=[*([anatomical.evaluate(masks)] if anatomical else []), tissue])["mask"]
+    have["mask"] = step("mask", "combine", masks=[recipe.mask_expression.evaluate(masks), tissue])["mask"]
     have["field_mask"] = have["mask"]  # background removal may shrink the other
     have |= step("relaxometry", recipe.relaxometry, mask=brain)
-    for stage in ("readout", "offset", "unwrap", "field", "background", "inversion", "reference"):
+    for stage in ("readout", "offset", "unwrap", "check", "field", "background", "inversion", "reference"):
         if (stage, getattr(recipe, stage)) in recipe.methods:
             have |= step(stage, getattr(recipe, stage))
     return have

@@ -25,6 +25,7 @@ import tomli_w
 
 from qsmflow import registry
 from qsmflow.errors import UsageError, nearest
+from qsmflow.expression import Expression, parse
 
 #: What can be asked for with ``--outputs``, and the sentence of the help.
 OUTPUTS = {
@@ -51,7 +52,9 @@ RECIPES = ("consensus", "fast")
 ORIENTATION_ENTITIES = ("acq", "ses", "run")
 
 #: Stages whose method a recipe names directly (``mask`` is an expression of methods).
-_METHODS = ("coils", "readout", "offset", "unwrap", "field", "relaxometry", "background", "inversion", "reference", "swi")
+_METHODS = (
+    "coils", "readout", "offset", "unwrap", "check", "field", "relaxometry", "background", "inversion", "reference", "swi",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,7 @@ class Recipe:
     readout: str = "bipolar"
     offset: str = "mcpc3ds"
     unwrap: str = "romeo"
+    check: str = "consistency"
     field: str = "wls"
     relaxometry: str = "arlo"
     mask: str = "template & quality"
@@ -128,9 +132,14 @@ class Recipe:
         return self.mask if self.mask.endswith((".nii", ".nii.gz")) else None
 
     @property
+    def mask_expression(self) -> Expression | None:
+        """How masking methods are combined (None for a user's mask)."""
+        return None if self.mask_file else parse(self.mask)
+
+    @property
     def mask_methods(self) -> tuple[str, ...]:
-        """The masking methods whose intersection is taken (none for a user's mask)."""
-        return () if self.mask_file else tuple(part.strip() for part in self.mask.split("&"))
+        """The masking methods that are combined (none for a user's mask)."""
+        return self.mask_expression.names if self.mask_expression else ()
 
     @property
     def single_step(self) -> bool:

@@ -147,8 +147,15 @@ STAGES = {
         ),
         Stage("offset", "phase-offset removal", ("phase", "magnitude", "mask"), ("phase", "offset"), optional=True),
         Stage("unwrap", "phase unwrapping", ("phase", "magnitude", "mask"), ("phase",)),
+        Stage(
+            "check",
+            "check of the unwrapped phase",
+            ("phase", "magnitude", "mask"),
+            ("phase", "before", "after", "used"),
+            optional=True,
+        ),
         Stage("field", "field mapping", ("phase", "magnitude", "mask"), ("total_field", "field_error", "residual")),
-        Stage("relaxometry", "relaxometry", ("magnitude", "mask"), ("r2star", "t2star", "s0")),
+        Stage("relaxometry", "relaxometry", ("magnitude", "phase", "mask"), ("r2star", "t2star", "s0")),
         Stage("mask", "masking", ("magnitude", "quality", "prior"), ("mask",)),
         Stage("background", "background field removal", ("total_field", "mask", "field_error"), ("local_field", "mask")),
         Stage("inversion", "dipole inversion", ("local_field", "total_field", "mask", "field_error", "magnitude"), ("chi",)),
@@ -240,14 +247,23 @@ ALGORITHMS = (
         "romeo",
         "unwrap.romeo:romeo",
         ("dymerska2021",),
-        "Phase was unwrapped with ROMEO ({mode} mode, weights {weights}).",
+        "Phase was unwrapped with ROMEO ({mode} mode, template echo {template}, weights {weights}, at most {seeds} seed(s) per"
+        " part; in template mode, voxels of a quality up to {uncertain} again in space).",
+        version=2,
+    ),
+    Algorithm(
+        "unwrap",
+        "bestpath",
+        "unwrap.bestpath:bestpath",
+        ("abdulrahman2007",),
+        "Phase was unwrapped echo by echo along the most reliable edges first (best path).",
     ),
     Algorithm(
         "unwrap",
         "laplacian",
         "unwrap.laplacian:laplacian",
         ("schofield2003",),
-        "Phase was unwrapped echo by echo with the Fourier-based Laplacian method (zero padding of {pad} voxels).",
+        "Phase was unwrapped echo by echo by inverting its Laplacian (solver {solver}, zero padding of {pad} voxels with fft).",
     ),
     Algorithm(
         "unwrap",
@@ -255,6 +271,14 @@ ALGORITHMS = (
         "unwrap.temporal:temporal",
         ("itoh1982",),
         "Phase was unwrapped voxel by voxel along the echoes by prediction from the preceding echoes.",
+    ),
+    Algorithm(
+        "check",
+        "consistency",
+        "unwrap.check:consistency",
+        ("dymerska2021", "abdulrahman2007"),
+        "The unwrapped phase was checked for walls of jumps (at most {walls} cross-sections of the mask) and for echoes off the"
+        " line through all (in at most {bent} of the mask), to be unwrapped again (fallback: {fallback}) if it failed.",
     ),
     Algorithm(
         "field",
@@ -265,12 +289,20 @@ ALGORITHMS = (
         " (intercept: {intercept}).",
     ),
     Algorithm(
+        "field",
+        "complexfield",
+        "field:complex_fit",
+        ("liu2013", "kressler2010"),
+        "The total field was fitted to the complex signal of all echoes by nonlinear least squares, from the unwrapped phase on"
+        " (intercept: {intercept}, at most {iterations} Gauss-Newton steps).",
+    ),
+    Algorithm(
         "relaxometry",
         "arlo",
         "relaxometry:arlo",
         ("pei2015",),
         "R2* was computed by auto-regression on linear operations (ARLO) from the signal power pooled over {fwhm} voxels,"
-        " without echoes after a loss of signal ({dropout} standard deviations).",
+        " without echoes after a loss of signal ({dropout} standard deviations; noise floor: {floor}).",
     ),
     Algorithm(
         "relaxometry",
@@ -278,7 +310,33 @@ ALGORITHMS = (
         "relaxometry:nonlinear",
         ("golub2003",),
         "R2* was fitted by nonlinear least squares with variable projection (at most {iterations} Newton steps) to the signal"
-        " power pooled over {fwhm} voxels, without echoes after a loss of signal ({dropout} standard deviations).",
+        " power pooled over {fwhm} voxels, without echoes after a loss of signal ({dropout} standard deviations; noise floor:"
+        " {floor}).",
+    ),
+    Algorithm(
+        "relaxometry",
+        "loglinear",
+        "relaxometry:loglinear",
+        ("salvador2005",),
+        "R2* was computed by a line through the logarithm of the signal, weighted with its power pooled over {fwhm} voxels,"
+        " without echoes after a loss of signal ({dropout} standard deviations; noise floor: {floor}).",
+    ),
+    Algorithm(
+        "relaxometry",
+        "numart2s",
+        "relaxometry:numart2s",
+        ("hagberg2002",),
+        "R2* was computed by numerical integration (NumART2*, corrected for the trapezoidal rule: {correct}) of the signal"
+        " pooled over {fwhm} voxels, without echoes after a loss of signal ({dropout} standard deviations; noise floor:"
+        " {floor}).",
+    ),
+    Algorithm(
+        "relaxometry",
+        "complexdecay",
+        "relaxometry:complex_decay",
+        ("derochefort2008", "golub2003"),
+        "R2* was fitted together with the field to the complex signal by nonlinear least squares (at most {iterations} steps),"
+        " pooled over {fwhm} voxels after demodulation, without echoes after a loss of signal ({dropout} standard deviations).",
     ),
     Algorithm(
         "mask",
@@ -295,6 +353,14 @@ ALGORITHMS = (
         ("otsu1979",),
         "Tissue was separated from air by Otsu's threshold on the magnitude, multiplied by {factor}, smoothed over"
         " {smooth} mm.",
+    ),
+    Algorithm(
+        "mask",
+        "robust",
+        "masking:robust",
+        ("eckstein2021",),
+        "Tissue was separated from air by a threshold of {factor} times the noise or {share} of the bright tissue's magnitude,"
+        " smoothed by majorities in boxes of {box} mm.",
     ),
     Algorithm(
         "mask",

@@ -1,14 +1,19 @@
-"""The total field from the unwrapped phase of all echoes."""
+"""The total field from the unwrapped phase of all echoes.
+
+Both methods share the noise level, the noise floor, what they do where the phase bends, and the error map (:func:`_maps`).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numba import njit
 from scipy.stats import chi2
 
+from qsmflow.algorithms.lines import weighted_line
 from qsmflow.algorithms.units import rad_to_ppm
+from qsmflow.algorithms.unwrap.wrapping import TWO_PI, wrapped
 
 #: Echoes below this many noise standard deviations carry no phase.
 _FLOOR = 3.0
@@ -82,16 +87,95 @@ def weighted_least_squares(
     Robinson SD, Bredies K, Khabipova D, Dymerska B, Marques JP, Schweser F. An illustrated comparison of processing methods for
     MR phase imaging and QSM: combining array coil signals and phase unwrapping. NMR Biomed 2017;30:e3601. doi:10.1002/nbm.3601
     """
+    return _maps(phase, magnitude, mask, echo_times, b0, intercept, _fit_line)
+
+
+def complex_fit(
+    phase: np.ndarray,
+    magnitude: np.ndarray,
+    mask: np.ndarray,
+    *,
+    echo_times: Sequence[float],
+    b0: float,
+    intercept: bool = False,
+    iterations: int = 20,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Fit the field to the complex signal of all echoes by nonlinear least squares.
+
+    Parameters
+    ----------
+    phase : ndarray
+        Unwrapped phase, (X, Y, Z, E), rad.
+    magnitude : ndarray
+        Magnitude, (X, Y, Z, E), arbitrary units.
+    mask : ndarray of bool
+        Where to fit, (X, Y, Z).
+    echo_times : sequence of float
+        Echo times, ascending, s; they need not be equally spaced.
+    b0 : float
+        Main field strength, T.
+    intercept : bool
+        Also fit the phase at echo time 0. It costs precision and is needed where an offset that all echoes share was not
+        removed before. A single echo is always fitted through the origin.
+    iterations : int
+        Greatest number of Gauss-Newton steps; a voxel stops when no echo's phase changes by more than 1e-6 rad.
+
+    Returns
+    -------
+    total_field : ndarray
+        Field, (X, Y, Z), ppm, float32; 0 outside the mask.
+    field_error : ndarray
+        Standard deviation of the field, (X, Y, Z), ppm, float32; 0 outside the mask. As in :func:`weighted_least_squares`.
+    residual : ndarray
+        Root mean square of the misfit, wrapped and weighted with the squared magnitude, (X, Y, Z), rad, float32; 0 outside the
+        mask.
+
+    Notes
+    -----
+    Minimises ``sum |S - m exp(i (p0 + w TE))|^2`` with the signal ``S = m exp(i phi)``, that is
+    ``2 sum m^2 (1 - cos(phi - p0 - w TE))``. A Gauss-Newton step is the weighted least-squares fit to the sines of the misfit;
+    near the solution that is the fit of a line, with the same variance. Whole turns in the phase of an echo do not matter to
+    the sum, only to where the search begins: once at the line through the unwrapped phase of all echoes, and once at the line
+    that follows from the first echo (with an intercept, the first two), each later one put within half a turn of the line
+    through those before. The better end counts. The field therefore keeps the branch of the unwrapped phase, and wrong turns
+    in single echoes do no harm. Noise level, noise floor, bending phase and the mask's edge are as in
+    :func:`weighted_least_squares`.
+
+    Examples
+    --------
+    1 ppm at 3 T turns the phase by 802.57 rad/s; the last echo has lost a turn:
+
+    >>> phase = np.full((2, 2, 2, 3), 802.57) * np.array([0.004, 0.008, 0.012])
+    >>> phase[..., 2] -= 2 * np.pi
+    >>> inside, times = np.ones((2, 2, 2), bool), (0.004, 0.008, 0.012)
+    >>> field, error, residual = complex_fit(phase, np.ones_like(phase), inside, echo_times=times, b0=3.0)
+    >>> round(float(field.mean()), 4)
+    1.0
+
+    References
+    ----------
+    Liu T, Wisnieff C, Lou M, Chen W, Spincemaille P, Wang Y. Nonlinear formulation of the magnetic field to source relationship
+    for robust quantitative susceptibility mapping. Magn Reson Med 2013;69:467-476. doi:10.1002/mrm.24272
+    """
+
+    def fit(*data) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        return _fit_complex(*data, iterations)
+
+    return _maps(phase, magnitude, mask, echo_times, b0, intercept, fit)
+
+
+def _maps(phase, magnitude, mask, echo_times, b0: float, intercept: bool, fit: Callable) -> tuple[np.ndarray, ...]:
+    """The three maps, with ``fit(phase, magnitude, times, intercept, floor)`` giving slope, its unit error and the misfit."""
     mask = np.asarray(mask, dtype=bool)
     angles, signal = (np.ascontiguousarray(a[mask], dtype=np.float32) for a in (phase, magnitude))
     times = np.asarray(echo_times, dtype=np.float64)
     intercept = intercept and len(times) > 1
     freedom = len(times) - 1 - intercept
-    rate, error, misfit = _fit(angles, signal, times, intercept, 0.0)
+    rate, error, misfit = fit(angles, signal, times, intercept, 0.0)
     if freedom > 0 and misfit.size:
         power = np.einsum("ve,ve->v", signal, signal, dtype=np.float64) * np.square(misfit, dtype=np.float64)
         noise = float(np.sqrt(np.median(power) / chi2.median(freedom)))
-        rate, error, misfit = _fit(angles, signal, times, intercept, _FLOOR * noise)
+        rate, error, misfit = fit(angles, signal, times, intercept, _FLOOR * noise)
     else:
         noise = _spatial_noise(magnitude[..., 0], mask)
     # Exact data have no noise; the rounding of float32 keeps the map meaningful as a weight.
@@ -101,7 +185,7 @@ def weighted_least_squares(
         limit = _MISFIT * max(np.median(misfit), 1e-6 * np.abs(angles).max())
         for echoes in range(len(times) - 1, 1 + intercept, -1):
             bent = np.flatnonzero(misfit > limit)
-            fewer = _fit(angles[bent, :echoes], signal[bent, :echoes], times[:echoes], intercept, _FLOOR * noise)
+            fewer = fit(angles[bent, :echoes], signal[bent, :echoes], times[:echoes], intercept, _FLOOR * noise)
             better = fewer[2] < misfit[bent]
             for values, shorter in zip((rate, error, misfit), fewer, strict=True):
                 values[bent[better]] = shorter[better]
@@ -128,37 +212,89 @@ def _spatial_noise(magnitude: np.ndarray, mask: np.ndarray) -> float:
 
 
 @njit(cache=True)
-def _fit(phase, magnitude, times, intercept, floor):
+def _weights(magnitude, floor, least, weight):
+    """Squared magnitudes of the echoes above the floor, or of all if fewer than ``least`` are; returns their sum."""
+    kept = 0
+    for e in range(magnitude.size):
+        kept += magnitude[e] >= floor
+    for e in range(magnitude.size):
+        used = magnitude[e] >= floor or kept < least
+        weight[e] = float(magnitude[e]) ** 2 if used else 0.0
+    return weight.sum()
+
+
+@njit(cache=True)
+def _fit_line(phase, magnitude, times, intercept, floor):
     """Slope (rad/s), its standard deviation per unit noise (0: no signal) and the weighted misfit (rad) of every voxel."""
     voxels, echoes = phase.shape
     slope, error, misfit = np.zeros(voxels), np.zeros(voxels), np.zeros(voxels, np.float32)
     weight = np.zeros(echoes)
     for v in range(voxels):
-        kept = 0
-        for e in range(echoes):
-            weight[e] = float(magnitude[v, e]) ** 2 if magnitude[v, e] >= floor else 0.0
-            kept += magnitude[v, e] >= floor
-        if kept < 1 + intercept:
-            for e in range(echoes):
-                weight[e] = float(magnitude[v, e]) ** 2
-        total = weight.sum()
-        if total == 0:
+        total = _weights(magnitude[v], floor, 1 + intercept, weight)
+        time0, phase0, rate, spread = weighted_line(phase[v], weight, times, intercept)
+        if spread == 0:
             continue
-        time0, phase0 = 0.0, 0.0
-        if intercept:
-            for e in range(echoes):
-                time0 += weight[e] * times[e] / total
-                phase0 += weight[e] * phase[v, e] / total
-        spread, moment = 0.0, 0.0
-        for e in range(echoes):
-            spread += weight[e] * (times[e] - time0) ** 2
-            moment += weight[e] * (times[e] - time0) * (phase[v, e] - phase0)
-        if spread <= 1e-12 * total * times[-1] ** 2:
-            continue
-        slope[v] = moment / spread
-        error[v] = 1 / np.sqrt(spread)
+        slope[v], error[v] = rate, 1 / np.sqrt(spread)
         square = 0.0
         for e in range(echoes):
-            square += weight[e] * (phase[v, e] - phase0 - slope[v] * (times[e] - time0)) ** 2
+            square += weight[e] * (phase[v, e] - phase0 - rate * (times[e] - time0)) ** 2
+        misfit[v] = np.sqrt(square / total)
+    return slope, error, misfit
+
+
+@njit(cache=True)
+def _follow(phase, weight, times, intercept, line):
+    """Phase of one voxel with every echo put within half a turn of the line through those before it, into ``line``."""
+    partial = np.zeros(times.size)
+    first = 1 + intercept
+    for e in range(times.size):
+        line[e] = phase[e]
+        if e >= first:
+            time0, phase0, rate, _ = weighted_line(line, partial, times, intercept)
+            ahead = phase0 + rate * (times[e] - time0)
+            line[e] += TWO_PI * np.rint((ahead - phase[e]) / TWO_PI)
+        partial[e] = weight[e]
+
+
+@njit(cache=True)
+def _descend(phase, weight, times, intercept, offset, rate, iterations):
+    """Gauss-Newton steps from a line: offset at echo time 0, slope, and ``sum m^2 (1 - cos(misfit))``."""
+    sines = np.zeros(times.size)
+    for _ in range(iterations):
+        for e in range(times.size):
+            sines[e] = np.sin(phase[e] - offset - rate * times[e])
+        time0, sine0, step, _ = weighted_line(sines, weight, times, intercept)
+        offset += sine0 - step * time0
+        rate += step
+        if abs(sine0 - step * time0) + abs(step) * times[-1] < 1e-6:
+            break
+    cost = 0.0
+    for e in range(times.size):
+        cost += weight[e] * (1 - np.cos(phase[e] - offset - rate * times[e]))
+    return offset, rate, cost
+
+
+@njit(cache=True)
+def _fit_complex(phase, magnitude, times, intercept, floor, iterations):
+    """As :func:`_fit_line`, to the complex signal."""
+    voxels, echoes = phase.shape
+    slope, error, misfit = np.zeros(voxels), np.zeros(voxels), np.zeros(voxels, np.float32)
+    weight, line = np.zeros(echoes), np.zeros(echoes)
+    for v in range(voxels):
+        total = _weights(magnitude[v], floor, 1 + intercept, weight)
+        time0, phase0, rate, spread = weighted_line(phase[v], weight, times, intercept)
+        if spread == 0:
+            continue
+        offset, rate, cost = _descend(phase[v], weight, times, intercept, phase0 - rate * time0, rate, iterations)
+        _follow(phase[v], weight, times, intercept, line)
+        time0, phase0, other, _ = weighted_line(line, weight, times, intercept)
+        start = phase0 - other * time0
+        other_offset, other, other_cost = _descend(phase[v], weight, times, intercept, start, other, iterations)
+        if other_cost < cost - 1e-9 * total:
+            offset, rate = other_offset, other
+        slope[v], error[v] = rate, 1 / np.sqrt(spread)
+        square = 0.0
+        for e in range(echoes):
+            square += weight[e] * wrapped(phase[v, e] - offset - rate * times[e]) ** 2
         misfit[v] = np.sqrt(square / total)
     return slope, error, misfit

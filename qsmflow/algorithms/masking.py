@@ -1,6 +1,6 @@
 """Masks: where there is tissue, where it is brain, and where its phase can be trusted.
 
-A mask is the intersection of the methods that a recipe names (``template & quality``), cleaned by :func:`combine`.
+A mask is what an expression of methods gives (``template & quality``), cleaned by :func:`combine`.
 """
 
 from __future__ import annotations
@@ -92,6 +92,78 @@ def threshold(magnitude: np.ndarray, *, voxel_size: Sequence[float], factor: flo
     first = ndi.gaussian_filter(magnitude[..., 0], [smooth / h for h in voxel_size])
     signal = first > factor * otsu(first)
     return morphology.largest(morphology.open_(signal, smooth, voxel_size))
+
+
+def robust(
+    magnitude: np.ndarray,
+    *,
+    voxel_size: Sequence[float],
+    factor: float = 5.0,
+    share: float = 0.2,
+    box: float = 5.0,
+) -> np.ndarray:
+    """Everything that gives signal, by a threshold between the noise and the bright tissue that survives uneven coils.
+
+    Parameters
+    ----------
+    magnitude : ndarray, (X, Y, Z, E)
+        Magnitude of all echoes, arbitrary unit; the first echo is used, where dropouts are smallest.
+    voxel_size : sequence of float, (3,)
+        Voxel size, mm.
+    factor : float
+        Signal is above this many times the noise.
+    share : float
+        Signal is above this share of the bright tissue.
+    box : float
+        Width of the box in which a majority decides, mm; the final smoothing takes 3/5 of it.
+
+    Returns
+    -------
+    ndarray of bool, (X, Y, Z)
+
+    Raises
+    ------
+    ValueError
+        If the magnitude is constant.
+
+    Notes
+    -----
+    Bright is the mean between the 80 and the 99 % quantile of the finite magnitudes, noise the mean below the 15 % quantile, or
+    below the 5 % quantile where the first exceeds a tenth of bright (then there is hardly any air), or else 0. The threshold is
+    the larger of ``factor`` times noise and ``share`` times bright. Voxels with more than 40 % of their box above it are kept,
+    holes of up to a twentieth of the volume are filled, and two box means, kept above 60 %, smooth the edge. Boxes have an odd
+    number of voxels along each axis. Skull, scalp and neck stay in.
+
+    References
+    ----------
+    Eckstein et al., NeuroImage 237:118175, 2021, doi:10.1016/j.neuroimage.2021.118175.
+
+    Examples
+    --------
+    >>> image = np.ones((20, 20, 20, 1), np.float32); image[4:16, 4:16, 4:16] = 100
+    >>> int(robust(image, voxel_size=(1, 1, 1), box=1.0).sum())
+    1728
+    """
+    first = magnitude[..., 0]
+    values = first[np.isfinite(first)]
+    if values.size == 0 or values.min() == values.max():
+        raise ValueError("the magnitude is constant: no threshold separates tissue from air; check the magnitude files")
+    low, less, high, top = np.quantile(values, (0.05, 0.15, 0.8, 0.99))
+    bright = values[(values >= high) & (values <= top)].mean(dtype=np.float64)
+    darkest = (values[values <= limit].mean(dtype=np.float64) for limit in (less, low))
+    noise = next((value for value in darkest if value <= bright / 10), 0.0)
+    signal = first > max(factor * noise, share * bright)
+    mask = _box_mean(signal, box, voxel_size) > 0.4
+    mask = morphology.fill(mask, mask.size // 20)
+    for _ in range(2):
+        mask = _box_mean(mask, 0.6 * box, voxel_size) > 0.6
+    return mask
+
+
+def _box_mean(mask: np.ndarray, width: float, voxel_size: Sequence[float]) -> np.ndarray:
+    """Share of the mask in a box around every voxel; the nearest odd number of voxels along each axis."""
+    size = [2 * max(0, round((width / h - 1) / 2)) + 1 for h in voxel_size]
+    return ndi.uniform_filter(mask.astype(np.float32), size, mode="constant")
 
 
 def from_quality(quality: np.ndarray, *, voxel_size: Sequence[float], threshold: float = 0.4, fill: float = 2.0) -> np.ndarray:

@@ -1,24 +1,20 @@
-"""R2*, T2* and S0 from the magnitudes of several echoes.
+"""R2*, T2* and S0 from several echoes.
 
-Both methods fit the same signal (:func:`_usable_signal`): pooled over a small neighbourhood, without the noise floor, and cut
-where a voxel's signal is lost.
+All methods fit a signal that is pooled over a small neighbourhood, has lost its noise floor, and ends where a voxel's signal
+is lost (:func:`_maps`, :func:`complex_decay`).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 import numpy as np
-from numba import njit
 from scipy import ndimage
-from scipy.stats import chi2
 
-#: Bounds of R2*, 1/s.
-BOUNDS = (0.1, 1000.0)
-
-#: Echoes whose expected signal is below this many noise standard deviations are not used.
-_FLOOR = 3.0
+from qsmflow.algorithms import decay
+from qsmflow.algorithms.unwrap.temporal import temporal
 
 _FWHM = 2 * math.sqrt(2 * math.log(2))
 
@@ -30,6 +26,7 @@ def arlo(
     echo_times: Sequence[float],
     fwhm: float = 1.5,
     dropout: float = 4.0,
+    floor: Literal["subtract", "none"] = "subtract",
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Compute R2* by auto-regression on linear operations (ARLO), without iteration.
 
@@ -47,6 +44,8 @@ def arlo(
     dropout : float
         An echo that lies this many noise standard deviations below the decay of the echoes before it is left out, and so are
         those after it; 0 keeps them.
+    floor : {"subtract", "none"}
+        Take the noise floor out of the signal power, or leave it in.
 
     Returns
     -------
@@ -79,8 +78,8 @@ def arlo(
     Examples
     --------
     >>> times = (0.005, 0.010, 0.015, 0.020)
-    >>> decay = np.broadcast_to(100 * np.exp(-25 * np.array(times)), (3, 3, 3, 4))
-    >>> r2star, t2star, s0 = arlo(decay, np.ones((3, 3, 3), bool), echo_times=times)
+    >>> decaying = np.broadcast_to(100 * np.exp(-25 * np.array(times)), (3, 3, 3, 4))
+    >>> r2star, t2star, s0 = arlo(decaying, np.ones((3, 3, 3), bool), echo_times=times)
     >>> round(float(r2star.mean()), 2), round(float(t2star.mean()), 3), round(float(s0.mean()))
     (25.0, 0.04, 100)
 
@@ -89,7 +88,7 @@ def arlo(
     Pei M, Nguyen TD, Thimmappa ND, et al. Algorithm for fast monoexponential fitting based on Auto-Regression on Linear
     Operations (ARLO) of data. Magn Reson Med 2015;73:843-850. doi:10.1002/mrm.25137
     """
-    return _maps(magnitude, mask, echo_times, fwhm, dropout, _arlo)
+    return _maps(magnitude, mask, echo_times, fwhm, dropout, floor != "none", lambda *data: decay.arlo(*data[:3]))
 
 
 def nonlinear(
@@ -99,6 +98,7 @@ def nonlinear(
     echo_times: Sequence[float],
     fwhm: float = 1.5,
     dropout: float = 4.0,
+    floor: Literal["subtract", "model", "none"] = "subtract",
     iterations: int = 20,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Fit R2* to the magnitudes by nonlinear least squares.
@@ -117,6 +117,8 @@ def nonlinear(
     dropout : float
         An echo that lies this many noise standard deviations below the decay of the echoes before it is left out, and so are
         those after it; 0 keeps them.
+    floor : {"subtract", "model", "none"}
+        Take the noise floor out of the signal power, make it part of the model, or leave it in.
     iterations : int
         Greatest number of Newton steps; a voxel stops when R2* changes by less than 1e-4 of its value.
 
@@ -138,14 +140,15 @@ def nonlinear(
     -----
     Minimises ``sum (m - S0 exp(-R2* TE))^2``. S0 is eliminated (variable projection), which leaves a maximisation of
     ``(sum m e)^2 / sum e^2``, ``e = exp(-R2* TE)``, over R2* alone; Newton's method starts from the logarithmic fit with
-    weights ``m^2``. Echo times need not be equally spaced. Pooling, noise floor, loss of signal and the mask's edge are as in
-    :func:`arlo`.
+    weights ``m^2``. With ``floor="model"``, ``sum (m - sqrt(S0^2 exp(-2 R2* TE) + 2 s^2))^2`` is minimised from there on by
+    Gauss-Newton steps, which keeps the bias of weak single voxels small. Echo times need not be equally spaced. Pooling, noise
+    floor, loss of signal and the mask's edge are as in :func:`arlo`.
 
     Examples
     --------
     >>> times = (0.003, 0.008, 0.015, 0.030)
-    >>> decay = np.broadcast_to(100 * np.exp(-40 * np.array(times)), (3, 3, 3, 4))
-    >>> r2star, t2star, s0 = nonlinear(decay, np.ones((3, 3, 3), bool), echo_times=times)
+    >>> decaying = np.broadcast_to(100 * np.exp(-40 * np.array(times)), (3, 3, 3, 4))
+    >>> r2star, t2star, s0 = nonlinear(decaying, np.ones((3, 3, 3), bool), echo_times=times)
     >>> round(float(r2star.mean()), 2), round(float(t2star.mean()), 3), round(float(s0.mean()))
     (40.0, 0.025, 100)
 
@@ -154,164 +157,267 @@ def nonlinear(
     Golub G, Pereyra V. Separable nonlinear least squares: the variable projection method and its applications. Inverse Problems
     2003;19:R1-R26. doi:10.1088/0266-5611/19/2/201
     """
-    return _maps(magnitude, mask, echo_times, fwhm, dropout, lambda *data: _newton(*data, iterations))
+
+    def fit(signal: np.ndarray, used: np.ndarray, times: np.ndarray, raw: np.ndarray, power: float) -> np.ndarray:
+        rates = decay.newton(signal, used, times, iterations)
+        return decay.with_floor(raw, used, times, rates, power, iterations) if floor == "model" and power > 0 else rates
+
+    return _maps(magnitude, mask, echo_times, fwhm, dropout, floor != "none", fit)
 
 
-def _maps(magnitude, mask, echo_times, fwhm, dropout, fit: Callable) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The three maps, with ``fit(signal, used, times)`` giving the unbounded R2* of every voxel in the mask."""
+def loglinear(
+    magnitude: np.ndarray,
+    mask: np.ndarray,
+    *,
+    echo_times: Sequence[float],
+    fwhm: float = 1.5,
+    dropout: float = 4.0,
+    floor: Literal["subtract", "none"] = "subtract",
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Compute R2* by a line through the logarithm of the magnitudes, weighted with their squares.
+
+    Parameters
+    ----------
+    magnitude : ndarray
+        Magnitude, (X, Y, Z, E), arbitrary units.
+    mask : ndarray of bool
+        Where to fit, (X, Y, Z).
+    echo_times : sequence of float
+        Echo times, ascending, s.
+    fwhm : float
+        Full width at half maximum, along each axis, of the Gaussian over which the signal power is pooled, in voxels; 0 takes
+        every voxel on its own.
+    dropout : float
+        An echo that lies this many noise standard deviations below the decay of the echoes before it is left out, and so are
+        those after it; 0 keeps them.
+    floor : {"subtract", "none"}
+        Take the noise floor out of the signal power, or leave it in.
+
+    Returns
+    -------
+    r2star : ndarray
+        R2*, (X, Y, Z), 1/s, float32, from 0.1 to 1000; 0 outside the mask and where there is no signal.
+    t2star : ndarray
+        T2* = 1 / R2*, (X, Y, Z), s, float32; 0 where R2* is 0.
+    s0 : ndarray
+        Signal at echo time 0, (X, Y, Z), units of the magnitude, float32; 0 where R2* is 0.
+
+    Raises
+    ------
+    ValueError
+        If there are fewer than two echoes.
+
+    Notes
+    -----
+    ``ln m = ln S0 - R2* TE`` in closed form. The variance of ``ln m`` is ``s^2 / m^2``, hence the weights ``m^2``; noise still
+    pulls them along, so that weak late echoes count too little. S0 follows by linear least squares. Pooling, noise floor, loss
+    of signal and the mask's edge are as in :func:`arlo`.
+
+    Examples
+    --------
+    >>> times = (0.003, 0.008, 0.015, 0.030)
+    >>> decaying = np.broadcast_to(100 * np.exp(-40 * np.array(times)), (3, 3, 3, 4))
+    >>> r2star, t2star, s0 = loglinear(decaying, np.ones((3, 3, 3), bool), echo_times=times)
+    >>> round(float(r2star.mean()), 2), round(float(t2star.mean()), 3), round(float(s0.mean()))
+    (40.0, 0.025, 100)
+
+    References
+    ----------
+    Salvador R, Pena A, Menon DK, Carpenter TA, Pickard JD, Bullmore ET. Formal characterization and extension of the linearized
+    diffusion tensor model. Human Brain Mapping 2005;24:144-155. doi:10.1002/hbm.20076
+    """
+    return _maps(magnitude, mask, echo_times, fwhm, dropout, floor != "none", lambda *data: decay.loglinear(*data[:3]))
+
+
+def numart2s(
+    magnitude: np.ndarray,
+    mask: np.ndarray,
+    *,
+    echo_times: Sequence[float],
+    fwhm: float = 1.5,
+    dropout: float = 4.0,
+    floor: Literal["subtract", "none"] = "subtract",
+    correct: bool = True,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Compute R2* by numerical integration of the decay (NumART2*).
+
+    Parameters
+    ----------
+    magnitude : ndarray
+        Magnitude, (X, Y, Z, E), arbitrary units.
+    mask : ndarray of bool
+        Where to fit, (X, Y, Z).
+    echo_times : sequence of float
+        Echo times, ascending, s; they need not be equally spaced.
+    fwhm : float
+        Full width at half maximum, along each axis, of the Gaussian over which the signal power is pooled, in voxels; 0 takes
+        every voxel on its own.
+    dropout : float
+        An echo that lies this many noise standard deviations below the decay of the echoes before it is left out, and so are
+        those after it; 0 keeps them.
+    floor : {"subtract", "none"}
+        Take the noise floor out of the signal power, or leave it in.
+    correct : bool
+        Take out the error of the trapezoidal rule.
+
+    Returns
+    -------
+    r2star : ndarray
+        R2*, (X, Y, Z), 1/s, float32, from 0.1 to 1000; 0 outside the mask and where there is no signal.
+    t2star : ndarray
+        T2* = 1 / R2*, (X, Y, Z), s, float32; 0 where R2* is 0.
+    s0 : ndarray
+        Signal at echo time 0, (X, Y, Z), units of the magnitude, float32; 0 where R2* is 0.
+
+    Raises
+    ------
+    ValueError
+        If there are fewer than two echoes.
+
+    Notes
+    -----
+    ``R2* = (m_1 - m_N) / sum_i h_i (m_i + m_(i+1)) / 2`` with the spacings ``h_i``. For a decay, ``m_i - m_(i+1)`` is
+    ``tanh(R2* h_i / 2) (m_i + m_(i+1))``: at equal spacing the plain value is ``(2 / h) tanh(R2* h / 2)``, 2 % low at
+    ``R2* h = 0.5``. The correction solves ``sum_i tanh(R2* h_i / 2) (m_i + m_(i+1)) = m_1 - m_N``, which is exact at any
+    spacing. Only the outer echoes enter the numerator, so that noise weighs more than in a fit. S0 follows by linear least
+    squares. Pooling, noise floor, loss of signal and the mask's edge are as in :func:`arlo`.
+
+    Examples
+    --------
+    >>> times = (0.003, 0.008, 0.015, 0.030)
+    >>> decaying = np.broadcast_to(100 * np.exp(-40 * np.array(times)), (3, 3, 3, 4))
+    >>> r2star, t2star, s0 = numart2s(decaying, np.ones((3, 3, 3), bool), echo_times=times)
+    >>> round(float(r2star.mean()), 2), round(float(t2star.mean()), 3), round(float(s0.mean()))
+    (40.0, 0.025, 100)
+
+    References
+    ----------
+    Hagberg GE, Indovina I, Sanes JN, Posse S. Real-time quantification of T2* changes using multiecho planar imaging and
+    numerical methods. Magn Reson Med 2002;48:877-882. doi:10.1002/mrm.10283
+    """
+
+    def fit(signal: np.ndarray, used: np.ndarray, times: np.ndarray, *_: object) -> np.ndarray:
+        return decay.integral(signal, used, times, correct)
+
+    return _maps(magnitude, mask, echo_times, fwhm, dropout, floor != "none", fit)
+
+
+def complex_decay(
+    magnitude: np.ndarray,
+    phase: np.ndarray,
+    mask: np.ndarray,
+    *,
+    echo_times: Sequence[float],
+    fwhm: float = 1.5,
+    dropout: float = 4.0,
+    iterations: int = 20,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Fit R2* and the field together to the complex signal, which has no noise floor.
+
+    Parameters
+    ----------
+    magnitude : ndarray
+        Magnitude, (X, Y, Z, E), arbitrary units.
+    phase : ndarray
+        Wrapped phase, with or without an offset that all echoes share, (X, Y, Z, E), rad.
+    mask : ndarray of bool
+        Where to fit, (X, Y, Z).
+    echo_times : sequence of float
+        Echo times, ascending, s.
+    fwhm : float
+        Full width at half maximum, along each axis, of the Gaussian over which the demodulated signal is pooled, in voxels; 0
+        takes every voxel on its own.
+    dropout : float
+        An echo that lies this many noise standard deviations below the decay of the echoes before it is left out, and so are
+        those after it; 0 keeps them.
+    iterations : int
+        Greatest number of steps of each fit; a voxel stops when R2* changes by less than 1e-4 of its value.
+
+    Returns
+    -------
+    r2star : ndarray
+        R2*, (X, Y, Z), 1/s, float32, from 0.1 to 1000; 0 outside the mask and where there is no signal.
+    t2star : ndarray
+        T2* = 1 / R2*, (X, Y, Z), s, float32; 0 where R2* is 0.
+    s0 : ndarray
+        Signal at echo time 0, (X, Y, Z), units of the magnitude, float32; 0 where R2* is 0.
+
+    Raises
+    ------
+    ValueError
+        If there are fewer than two echoes.
+
+    Notes
+    -----
+    Minimises ``sum |m exp(i phi) - S0 exp(i p0 + (i w - R2*) TE)|^2`` in every voxel, from the phase unwrapped along the
+    echoes. The signal is then turned back by ``p0 + w TE``; its real part decays to 0 with Gaussian noise around it, whereas a
+    magnitude never falls below the noise. This real part is pooled inside the mask and fitted by variable projection as in
+    :func:`nonlinear`; loss of signal is treated as in :func:`arlo`. With two echoes the phase says nothing about the decay, and
+    the result is that of the magnitudes with their noise floor.
+
+    Examples
+    --------
+    >>> times = np.array([0.003, 0.008, 0.015, 0.030])
+    >>> decaying, turning = (np.broadcast_to(a, (3, 3, 3, 4)) for a in (100 * np.exp(-40 * times), 0.5 + 300 * times))
+    >>> r2star, t2star, s0 = complex_decay(decaying, turning, np.ones((3, 3, 3), bool), echo_times=times)
+    >>> round(float(r2star.mean()), 2), round(float(t2star.mean()), 3), round(float(s0.mean()))
+    (40.0, 0.025, 100)
+
+    References
+    ----------
+    de Rochefort L, Brown R, Prince MR, Wang Y. Quantitative MR susceptibility mapping using piece-wise constant regularized
+    inversion of the magnetic field. Magn Reson Med 2008;60:1003-1009. doi:10.1002/mrm.21710
+    """
+    _check(magnitude)
+    mask, times = np.asarray(mask, dtype=bool), np.asarray(echo_times, dtype=np.float64)
+    angles = temporal(phase, mask, echo_times=echo_times)[mask]
+    real = decay.demodulate(np.ascontiguousarray(magnitude[mask], dtype=np.float32), angles, times, iterations)
+    pooled = _pool(real, mask, fwhm / _FWHM)
+    used = decay.usable_echoes(pooled, times, decay.noise_level(pooled, times), dropout if dropout > 0 else np.inf)
+    return _volumes(mask, decay.finish(decay.newton(pooled, used, times, iterations), pooled, used, times))
+
+
+def _maps(magnitude, mask, echo_times, fwhm, dropout, subtract: bool, fit: Callable) -> tuple[np.ndarray, ...]:
+    """The three maps, with ``fit(signal, used, times, raw, power)`` giving the unbounded R2* of every voxel in the mask.
+
+    ``raw`` is the signal with its noise floor, whose power is ``power``. How many echoes are used is decided without the floor.
+    """
+    _check(magnitude)
+    mask, times = np.asarray(mask, dtype=bool), np.asarray(echo_times, dtype=np.float64)
+    raw = np.ascontiguousarray(magnitude[mask], dtype=np.float32)
+    power = 2 * decay.noise_level(raw, times) ** 2
+    if fwhm > 0:
+        raw = np.sqrt(_pool(raw**2, mask, fwhm / _FWHM))
+    remaining = decay.noise_level(raw, times)
+    signal = np.sqrt(np.maximum(raw**2 - np.float32(power), 0))
+    used = decay.usable_echoes(signal, times, remaining, dropout if dropout > 0 else np.inf)
+    if not subtract:
+        signal = raw
+    return _volumes(mask, decay.finish(fit(signal, used, times, raw, power), signal, used, times))
+
+
+def _check(magnitude: np.ndarray) -> None:
     if magnitude.shape[3] < 2:
         raise ValueError("relaxometry needs at least two echoes")
-    mask, times = np.asarray(mask, dtype=bool), np.asarray(echo_times, dtype=np.float64)
-    signal, used = _usable_signal(magnitude, mask, times, fwhm / _FWHM, dropout)
-    rate, start = _finish(fit(signal, used, times), signal, used, times)
+
+
+def _pool(values: np.ndarray, mask: np.ndarray, sigma: float) -> np.ndarray:
+    """Gaussian mean of (voxels, E) values over the voxels of the mask; a copy without a width."""
+    if sigma <= 0 or not len(values):
+        return values.copy()
+    pooled, volume = np.empty_like(values), np.zeros(mask.shape, np.float32)
+    norm = ndimage.gaussian_filter(mask.astype(np.float32), sigma, mode="constant")[mask]
+    for e in range(values.shape[1]):
+        volume[mask] = values[:, e]
+        pooled[:, e] = ndimage.gaussian_filter(volume, sigma, mode="constant")[mask] / norm
+    return pooled
+
+
+def _volumes(mask: np.ndarray, found: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """R2*, T2* and S0 from the rates and starts of the voxels in the mask."""
+    rate, start = found
     maps = [np.zeros(mask.shape, np.float32) for _ in range(3)]
     maps[0][mask] = rate
     maps[1][mask] = np.divide(1, rate, out=np.zeros_like(rate), where=rate > 0)
     maps[2][mask] = start
     return tuple(maps)
-
-
-def _usable_signal(magnitude, mask, times, sigma: float, dropout: float) -> tuple[np.ndarray, np.ndarray]:
-    """Signal of the voxels in the mask, (voxels, E) float32, and how many of its echoes to use."""
-    signal = np.ascontiguousarray(magnitude[mask], dtype=np.float32)
-    noise = _noise(signal, times)
-    pooled = signal
-    if sigma > 0 and len(signal):
-        pooled = np.empty_like(signal)
-        norm = ndimage.gaussian_filter(mask.astype(np.float32), sigma, mode="constant")[mask]
-        for e in range(len(times)):
-            power = np.where(mask, magnitude[..., e], 0).astype(np.float32, copy=False) ** 2
-            pooled[:, e] = np.sqrt(ndimage.gaussian_filter(power, sigma, mode="constant")[mask] / norm)
-    remaining = _noise(pooled, times)
-    pooled = np.sqrt(np.maximum(pooled**2 - np.float32(2 * noise**2), 0))
-    return pooled, _usable_echoes(pooled, times, remaining, dropout if dropout > 0 else np.inf)
-
-
-def _noise(signal: np.ndarray, times: np.ndarray) -> float:
-    """Noise level: median misfit of a monoexponential decay, at least float32 rounding; 0 with two echoes, which leave none."""
-    freedom = signal.shape[1] - 2
-    if freedom == 0 or not signal.size:
-        return 0.0
-    misfit = np.sqrt(np.median(_misfit(signal, times)) / chi2.median(freedom))
-    return float(max(misfit, np.finfo(np.float32).eps * signal.max()))
-
-
-@njit(cache=True)
-def _line(signal, times, echoes):
-    """Logarithmic fit to the first echoes with weights m^2: rate, centre of time and of log signal, weight, spread of time."""
-    weight, time0, log0 = 0.0, 0.0, 0.0
-    for e in range(echoes):
-        w = float(signal[e]) ** 2
-        if w > 0:
-            weight += w
-            time0 += w * times[e]
-            log0 += w * math.log(signal[e])
-    if weight == 0:
-        return 0.0, 0.0, 0.0, 0.0, 0.0
-    time0 /= weight
-    log0 /= weight
-    spread, moment = 0.0, 0.0
-    for e in range(echoes):
-        w = float(signal[e]) ** 2
-        if w > 0:
-            spread += w * (times[e] - time0) ** 2
-            moment += w * (times[e] - time0) * (math.log(signal[e]) - log0)
-    return (-moment / spread if spread > 0 else 0.0), time0, log0, weight, spread
-
-
-@njit(cache=True)
-def _misfit(signal, times):
-    """Squared misfit of the logarithmic fit of every voxel, in units of the signal squared."""
-    misfit = np.zeros(len(signal))
-    for v in range(len(signal)):
-        rate, time0, log0, _, _ = _line(signal[v], times, times.size)
-        for e in range(times.size):
-            misfit[v] += (signal[v, e] - math.exp(log0 - rate * (times[e] - time0))) ** 2
-    return misfit
-
-
-@njit(cache=True)
-def _usable_echoes(signal, times, noise, dropout):
-    """Number of echoes of every voxel before its signal drops out or sinks into the noise; at least two."""
-    used = np.full(len(signal), times.size)
-    for v in range(len(signal)):
-        for e in range(2, times.size):
-            rate, time0, log0, weight, spread = _line(signal[v], times, e)
-            ahead = times[e] - time0
-            expected = math.exp(log0 - rate * ahead) if weight > 0 else 0.0
-            lost = expected <= _FLOOR * noise
-            if not lost and spread > 0:
-                deviation = noise * math.sqrt(1 + expected**2 * (1 / weight + ahead**2 / spread))
-                lost = signal[v, e] < expected - dropout * deviation
-            if lost:
-                used[v] = e
-                break
-    return used
-
-
-@njit(cache=True)
-def _arlo(signal, used, times):
-    rate = np.zeros(len(signal))
-    for v in range(len(signal)):
-        if used[v] == 2:
-            rate[v] = _line(signal[v], times, 2)[0]
-            continue
-        top, bottom = 0.0, 0.0
-        for e in range(used[v] - 2):
-            first, last = times[e + 1] - times[e], times[e + 2] - times[e + 1]
-            width = first + last
-            m0, m1, m2 = float(signal[v, e]), float(signal[v, e + 1]), float(signal[v, e + 2])
-            simpson = width / 6 * ((2 - last / first) * m0 + width**2 / (first * last) * m1 + (2 - first / last) * m2)
-            drop = m0 - m2
-            top += simpson * (simpson + width / 6 * drop)
-            bottom += drop * (simpson + width / 6 * drop)
-        rate[v] = bottom / top if top > 0 else 0.0
-    return rate
-
-
-@njit(cache=True)
-def _newton(signal, used, times, iterations):
-    """Maximum over the rate of A^2 / B, A = sum m e, B = sum e^2, where e is the decay."""
-    rates = np.zeros(len(signal))
-    for v in range(len(signal)):
-        rate = min(max(_line(signal[v], times, used[v])[0], BOUNDS[0]), BOUNDS[1])
-        for _ in range(iterations):
-            a, a1, a2, b, b1, b2 = 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
-            for e in range(used[v]):
-                # The decay is taken from the first echo on, so that a high rate does not underflow.
-                t = times[e] - times[0]
-                decay = math.exp(-rate * t)
-                a += signal[v, e] * decay
-                a1 -= t * signal[v, e] * decay
-                a2 += t * t * signal[v, e] * decay
-                b += decay * decay
-                b1 -= 2 * t * decay * decay
-                b2 += 4 * t * t * decay * decay
-            slope = a / b * (2 * a1 - a * b1 / b)
-            curve = 2 * (a1 * a1 + a * a2) / b - (4 * a * a1 * b1 + a * a * b2) / b**2 + 2 * (a * b1) ** 2 / b**3
-            # Where the curve is not concave, go uphill by half of the value.
-            step = -slope / curve if curve < 0 else math.copysign(rate / 2, slope)
-            new = min(max(rate + min(max(step, -rate / 2), rate), BOUNDS[0]), BOUNDS[1])
-            done = abs(new - rate) < 1e-4 * rate
-            rate = new
-            if done:
-                break
-        rates[v] = rate
-    return rates
-
-
-@njit(cache=True)
-def _finish(rates, signal, used, times):
-    """Bounded R2* and S0 by linear least squares, float32; both 0 for a voxel without signal."""
-    bounded, start = np.zeros(len(rates), np.float32), np.zeros(len(rates), np.float32)
-    for v in range(len(rates)):
-        rate = min(max(rates[v], BOUNDS[0]), BOUNDS[1])
-        top, bottom = 0.0, 0.0
-        for e in range(used[v]):
-            decay = math.exp(-rate * times[e])
-            top += signal[v, e] * decay
-            bottom += decay * decay
-        if top > 0:
-            bounded[v] = rate
-            start[v] = top / bottom
-    return bounded, start

@@ -65,7 +65,7 @@ Every image has a sidecar with its unit, its sources, and the methods and parame
 `descriptions.tsv` explains the `desc-` labels.
 """
 
-_PHASE = ("coils", "readout", "offset", "unwrap", "field", "mask")
+_PHASE = ("coils", "readout", "offset", "unwrap", "check", "field", "mask")
 _CHAIN = (*_PHASE, "background", "inversion", "reference")
 
 
@@ -142,7 +142,7 @@ PRODUCTS: dict[str, Product] = {
     ),
     "unwrapped": Product(
         "anat", "MEGRE", "Unwrapped phase of one echo after phase-offset removal.",
-        "rad", {"part": "phase", "desc": "unwrapped"}, ("coils", "readout", "offset", "unwrap", "mask"), stripped=True,
+        "rad", {"part": "phase", "desc": "unwrapped"}, ("coils", "readout", "offset", "unwrap", "check", "mask"), stripped=True,
     ),
     "matching": Product(
         "anat", "T2starw", "Matching quality of the receive coils in the first echo: 100 % where the phases of all agree.",

@@ -69,6 +69,9 @@ def _steps(plan: Plan) -> list[str]:
             lines.append(f"  {row.title}: not done ({plan.skipped[stage]})")
         elif stage == "mask" and (plan.recipe.mask_file or "brain_mask" in plan.given):
             lines.append(f"  {row.title}: {plan.recipe.mask_file or plan.given['brain_mask']}")
+        elif stage == "mask":
+            told = {name: name + _values(values) for name, values in methods}
+            lines.append(f"  {row.title}: {plan.recipe.mask_expression.text(told.get)}")
         elif methods:
             lines.append(f"  {row.title}: " + " & ".join(name + _values(values) for name, values in methods))
     return lines

@@ -94,7 +94,7 @@ def text(only: str | None = None) -> str:
         rows = [row for row in registry.ALGORITHMS if row.stage == stage.name and only in (None, stage.name, row.name)]
         if rows:
             # A masking expression joins several methods; everywhere else one is chosen.
-            usage = "NAME [& NAME ...]" if stage.name == "mask" else "NAME"
+            usage = "'NAME & (NAME | NAME) - NAME'" if stage.name == "mask" else "NAME"
             skip = "; 'none' leaves it out" if stage.optional else ""
             parts.append(f"{stage.title[0].upper()}{stage.title[1:]} ({CHOICES[stage.name]} {usage}{skip})")
             parts += [_method(row, width) for row in rows]

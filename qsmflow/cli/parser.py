@@ -147,7 +147,8 @@ def _add_recipe(group: argparse._ArgumentGroup) -> None:
     for stage in registry.STAGES.values():
         known = ", ".join((*registry.names(stage.name), *(("none",) if stage.optional else ())))
         if stage.name == "mask":
-            group.add_argument("--mask", metavar="FILE|NAMES", help=f"{stage.title}: a file, or methods joined by '&': {known}")
+            words = f"{stage.title}: a file, or methods joined by & (and), | (or), - (without), ! (not): {known}"
+            group.add_argument("--mask", metavar="FILE|NAMES", help=words)
         else:
             kind = _method(stage.name)
             group.add_argument(methods.CHOICES[stage.name], metavar="NAME", type=kind, help=f"{stage.title}: {known}")
@@ -235,7 +236,7 @@ def _number(text: str) -> float:
 def _recipe(options: argparse.Namespace) -> Recipe:
     """The named recipe with the changes of the command line."""
     base = Recipe.load(options.recipe)
-    stages = ("coils", "readout", "offset", "unwrap", "field", "relaxometry", "background", "inversion", "swi")
+    stages = ("coils", "readout", "offset", "unwrap", "check", "field", "relaxometry", "background", "inversion", "swi")
     changes = {key: getattr(options, key) for key in (*stages, "b0", "phase_sign", "cosmos")}
     for key in ("mask", "atlas", "reference_region"):
         given = getattr(options, key)

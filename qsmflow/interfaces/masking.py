@@ -9,6 +9,7 @@ from nipype.interfaces.base import BaseInterfaceInputSpec, File, SimpleInterface
 
 from qsmflow import registry
 from qsmflow.algorithms import masking
+from qsmflow.expression import parse
 from qsmflow.interfaces import images
 
 #: A human brain has at least this volume; smaller masks of a whole head are reported, ml.
@@ -19,8 +20,9 @@ class _MakeMaskInputSpec(BaseInterfaceInputSpec):
     methods = traits.List(
         traits.Tuple(traits.Enum(*registry.names("mask")), traits.Dict(traits.Str, traits.Any), traits.Int),
         mandatory=True,
-        desc="(method, parameters, version) of every mask whose intersection is taken",
+        desc="(method, parameters, version) of every mask that the expression names",
     )
+    expression = traits.Str(mandatory=True, desc="how the masks are combined, such as '(template | robust) & quality'")
     magnitude = File(exists=True, mandatory=True, desc="magnitude of all echoes (X, Y, Z, E)")
     quality = File(exists=True, desc="ROMEO quality, 0 to 1 (X, Y, Z)")
     prior = File(exists=True, desc="brain mask of the template in this space, 0 to 1 (X, Y, Z)")
@@ -33,7 +35,7 @@ class _MaskOutputSpec(TraitedSpec):
 
 
 class MakeMask(SimpleInterface):
-    """Intersect the masks of one or several methods."""
+    """Combine the masks of one or several methods."""
 
     input_spec = _MakeMaskInputSpec
     output_spec = _MaskOutputSpec
@@ -48,11 +50,12 @@ class MakeMask(SimpleInterface):
             for name, parameters, _ in self.inputs.methods
         }
         tissue = arrays["magnitude"][..., 0] > 0
-        mask = masking.combine([*masks.values(), tissue], **context)
-        anatomical = [made for name, made in masks.items() if name != "quality"]
-        brain = masking.combine([*anatomical, tissue], **context) if anatomical else mask
+        expression = parse(self.inputs.expression)
+        mask = masking.combine([expression.evaluate(masks), tissue], **context)
+        anatomical = expression.without("quality")
+        brain = masking.combine([anatomical.evaluate(masks), tissue], **context) if anatomical else mask
         if not mask.any():
-            raise ValueError(f"{' & '.join(masks)}: the mask is empty; give one with --mask, or name another method")
+            raise ValueError(f"{expression}: the mask is empty; give one with --mask, or name another method")
         self._results |= _described(mask, brain, grid, Path(runtime.cwd), [])
         return runtime
 

@@ -11,6 +11,7 @@ from qsmflow.interfaces.base import StageInputSpec, StageInterface
 class _MapRelaxationInputSpec(StageInputSpec):
     algorithm = traits.Enum(*registry.names("relaxometry"), mandatory=True, desc="method of relaxometry")
     magnitude = File(exists=True, mandatory=True, desc="magnitude of all echoes (X, Y, Z, E)")
+    phase = File(exists=True, desc="wrapped phase of all echoes, for methods that use it, rad (X, Y, Z, E)")
     mask = File(exists=True, mandatory=True, desc="where the maps are wanted (X, Y, Z)")
     echo_times = traits.List(traits.Float, mandatory=True, desc="echo times, s")
 
@@ -22,7 +23,7 @@ class _MapRelaxationOutputSpec(TraitedSpec):
 
 
 class MapRelaxation(StageInterface):
-    """Map R2*, T2* and S0 from the decay of the magnitude."""
+    """Map R2*, T2* and S0 from the decay over the echoes."""
 
     stage = "relaxometry"
     input_spec = _MapRelaxationInputSpec

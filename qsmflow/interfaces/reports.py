@@ -22,6 +22,7 @@ from nipype.interfaces.base import (
 
 import qsmflow
 from qsmflow.algorithms import metrics
+from qsmflow.algorithms.unwrap import check
 from qsmflow.bids.outputs import copy_file, json_text, output_path
 from qsmflow.config import Recipe
 from qsmflow.interfaces import images
@@ -68,6 +69,7 @@ class AcquisitionReportInputSpec(BaseInterfaceInputSpec):
     notices = traits.List(traits.Str, usedefault=True, desc="what was found when the dataset was read")
     mask_notices = traits.List(traits.Str, usedefault=True, desc="what was found when the mask was made")
     readout_notices = traits.List(traits.Str, usedefault=True, desc="what was found when odd and even echoes were compared")
+    unwrapping_notices = traits.List(traits.Str, usedefault=True, desc="what was found when the unwrapped phase was checked")
     loaded = traits.Dict(usedefault=True, desc="report of LoadAcquisition; its notices and warnings are taken over")
     warnings = traits.List(traits.Dict(traits.Str, traits.Str), usedefault=True, desc="more warnings: what, remedy")
     recipe = traits.Str(mandatory=True, desc="the recipe as TOML")
@@ -182,6 +184,12 @@ class _Results:
                 values[f"residues_echo{echo + 1}"] = metrics.residues(self._echo("phase", echo), mask)
         if "matching" in have:
             values["coil_matching"] = float(have["matching"][mask].mean(dtype=np.float64)) if mask.any() else math.nan
+        if isdefined(self.inputs.unwrapped):
+            echoes = [(self._echo("unwrapped", e), self._echo("magnitude", e)) for e in range(len(self.echo_times))]
+            values["unwrapping_walls"] = max(check.wall_area(*echo, mask) for echo in echoes)
+            if len(echoes) > 2:
+                volumes = (np.stack(stack, axis=-1) for stack in zip(*echoes, strict=True))
+                values["unwrapping_bent"] = check.bent_share(*volumes, mask, echo_times=self.echo_times)
         if "residual" in have:
             values["fit_residual"] = metrics.fit_residual(have["residual"], mask)
         if "total_field" in have:
@@ -221,7 +229,13 @@ class _Results:
             "acquisition": inputs.name,
             "version": qsmflow.__version__,
             "metrics": values,
-            "notices": [*inputs.notices, *inputs.loaded.get("notices", []), *inputs.mask_notices, *inputs.readout_notices],
+            "notices": [
+                *inputs.notices,
+                *inputs.loaded.get("notices", []),
+                *inputs.mask_notices,
+                *inputs.readout_notices,
+                *inputs.unwrapping_notices,
+            ],
             "warnings": [*inputs.loaded.get("warnings", []), *inputs.warnings, *quality.warnings(values)],
             "inputs": {
                 "echo_times": self.echo_times,

@@ -33,6 +33,42 @@ class UnwrapPhase(StageInterface):
     output_spec = _UnwrapPhaseOutputSpec
 
 
+class _CheckPhaseInputSpec(StageInputSpec):
+    algorithm = traits.Enum(*registry.names("check"), mandatory=True, desc="method of checking")
+    phase = File(exists=True, mandatory=True, desc="unwrapped phase of all echoes, rad (X, Y, Z, E)")
+    magnitude = File(exists=True, mandatory=True, desc="magnitude of all echoes (X, Y, Z, E)")
+    mask = File(exists=True, mandatory=True, desc="where the phase was unwrapped (X, Y, Z)")
+    echo_times = traits.List(traits.Float, mandatory=True, desc="echo times, s")
+
+
+class _CheckPhaseOutputSpec(TraitedSpec):
+    phase = File(exists=True, desc="unwrapped phase of all echoes, rad (X, Y, Z, E)")
+    before = traits.Float(desc="score of the phase that was given; passed up to 1")
+    after = traits.Float(desc="score of the phase that is returned")
+    used = traits.Str(desc="method that replaced the phase")
+    notices = traits.List(traits.Str, desc="what a user should know")
+
+
+class CheckPhase(StageInterface):
+    """Check the unwrapped phase, and unwrap it by another method where it fails."""
+
+    stage = "check"
+    input_spec = _CheckPhaseInputSpec
+    output_spec = _CheckPhaseOutputSpec
+
+    def _run_interface(self, runtime):
+        runtime = super()._run_interface(runtime)
+        before, after, used = (self._results[name] for name in ("before", "after", "used"))
+        notices = []
+        if before > 1:
+            done = f"it was unwrapped again by {used} (score {after:.2g})" if used else "no other method did better"
+            notices = [
+                f"the unwrapped phase failed its check (score {before:.2g}, at most 1): {done}; look at the unwrapped phase"
+            ]
+        self._results["notices"] = notices
+        return runtime
+
+
 class _RatePhaseInputSpec(BaseInterfaceInputSpec):
     phase = File(exists=True, mandatory=True, desc="wrapped phase of all echoes, rad (X, Y, Z, E)")
     magnitude = File(exists=True, mandatory=True, desc="magnitude of all echoes (X, Y, Z, E)")

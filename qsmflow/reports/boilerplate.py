@@ -361,7 +361,9 @@ def _stage_sentences(recipe: Recipe, stage: str, skipped: Mapping[str, str]) -> 
     rows = [find(stage, name) for name in chosen]
     sentences = [_with_citations(row.describe(recipe.parameters.get(row.name)), row.citations) for row in rows]
     if stage == "mask" and len(sentences) > 1:
-        sentences.append("The intersection of the masks was used.")
+        plain = recipe.mask_expression.is_intersection
+        words = f"The masks were combined as {recipe.mask_expression} (& and, | or, - without, ! not)."
+        sentences.append("The intersection of the masks was used." if plain else words)
     if stage == "reference" and not sentences:
         sentences.append("No reference was subtracted.")
     return sentences
@@ -372,12 +374,14 @@ def _stage_values(recipe: Recipe, stage: str, skipped: Mapping[str, str]) -> str
         return "ready-made"
     if stage in skipped:
         return f"left out: {skipped[stage]}"
-    texts = []
-    for where, name in recipe.methods:
-        if where == stage:
-            values = ", ".join(f"{key.rstrip('_')} = {_value(value)}" for key, value in recipe.values(stage, name).items())
-            texts.append(f"{name} ({values})" if values else name)
-    return " and ".join(texts) or "none"
+
+    def told(name: str) -> str:
+        values = ", ".join(f"{key.rstrip('_')} = {_value(value)}" for key, value in recipe.values(stage, name).items())
+        return f"{name} ({values})" if values else name
+
+    if stage == "mask" and not recipe.mask_expression.is_intersection:
+        return recipe.mask_expression.text(told)
+    return " and ".join(told(name) for where, name in recipe.methods if where == stage) or "none"
 
 
 def _value(value: object) -> str:

@@ -69,6 +69,16 @@ METRICS = (
         digits=1,
     ),
     Metric(
+        "unwrapping_walls", "Walls in the unwrapped phase", "", "near 0",
+        "Area of jumps between regions that are whole turns apart, in cross-sections of the mask; the worst echo.", high=0.25,
+        remedy="look at the unwrapped phase for patches with sharp edges; try another --unwrap, or a tighter mask",
+    ),
+    Metric(
+        "unwrapping_bent", "Echoes off the line", "", "near 0",
+        "Share of voxels in which an echo's unwrapped phase is more than pi off the line through all.", high=0.05, digits=3,
+        remedy="look at the unwrapped phase of every echo; flow, a bipolar readout or strong sources also bend the line",
+    ),
+    Metric(
         "fit_residual", "Misfit over the echoes", "rad", "lower",
         "Median deviation of the unwrapped phase from a straight line over the echoes.", high=0.4,
         remedy="look at the unwrapped phase for errors, and at the echo times; a bipolar readout or motion also bends the line",

@@ -167,7 +167,10 @@ class _Acquisition:
     def mask(self) -> None:
         plan = self.plan
         given = plan.recipe.mask_file or plan.given.get("brain_mask")
-        mask = init_mask_wf(plan.mask_methods, given, echo_times=self.echo_times, has_phase=plan.has_phase, voxels=plan.voxels)
+        mask = init_mask_wf(
+            plan.mask_methods, plan.recipe.mask, given,
+            echo_times=self.echo_times, has_phase=plan.has_phase, voxels=plan.voxels,
+        )  # fmt: skip
         self.feed(mask, magnitude="magnitude", **({"phase": "phase"} if plan.has_phase else {}))
         self.gain(mask, mask="mask", brain="brain", mask_notices="notices")
         if plan.has_phase:
@@ -178,7 +181,7 @@ class _Acquisition:
             method = self.plan.method("relaxometry")
             node = method_node(MapRelaxation, "relaxometry", method, volumes=2 * len(self.echo_times) + 8, **self.needs)
             node.inputs.echo_times = self.echo_times
-            self.feed(node, magnitude="magnitude", mask="brain")
+            self.feed(node, magnitude="magnitude", phase="phase", mask="brain")
             self.gain(node, r2star="r2star", t2star="t2star", s0="s0")
 
     def readout(self) -> None:
@@ -206,6 +209,7 @@ class _Acquisition:
         field = init_field_wf(
             offset,
             plan.method("unwrap"),
+            plan.method("check") if plan.runs("check") else None,
             plan.method("field"),
             echo_times=self.echo_times,
             b0=plan.acquisition.b0,
@@ -214,6 +218,8 @@ class _Acquisition:
         phase = "one_way_phase" if "one_way_phase" in self.have else "phase"
         self.feed(field, phase=phase, magnitude="magnitude", mask="mask")
         self.gain(field, unwrapped="unwrapped", total_field="total_field", field_error="field_error", residual="residual")
+        if plan.runs("check"):
+            self.gain(field, unwrapping_notices="notices")
 
     def regions(self) -> None:
         plan = self.plan
@@ -292,7 +298,7 @@ class _Acquisition:
         same = (
             "magnitude", "phase", "unwrapped", "quality", "total_field", "local_field", "field_error", "residual", "chi",
             "r2star", "swi", "minip", "phase_mask", "labels", "regions", "loaded", "mask_notices", "matching",
-            "readout_notices", "echo_polarity",
+            "readout_notices", "echo_polarity", "unwrapping_notices",
         )  # fmt: skip
         mask = "qsm_mask" if "qsm_mask" in self.have else "mask"
         names = {name: name for name in same} | {"brain_mask": "brain", "mask": mask, "label_table": "region_names"}

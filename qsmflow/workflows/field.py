@@ -9,22 +9,34 @@ from nipype.pipeline.engine import Node, Workflow
 
 from qsmflow.interfaces.coils import RemoveOffset
 from qsmflow.interfaces.field import MapField
-from qsmflow.interfaces.unwrap import UnwrapPhase
+from qsmflow.interfaces.unwrap import CheckPhase, UnwrapPhase
 from qsmflow.workflows.nodes import method_node
 from qsmflow.workflows.plan import Method
 
 
 def init_field_wf(
-    offset: Method | None, unwrap: Method, field: Method, *, echo_times: Sequence[float], b0: float, voxels: int, threads: int
+    offset: Method | None,
+    unwrap: Method,
+    check: Method | None,
+    field: Method,
+    *,
+    echo_times: Sequence[float],
+    b0: float,
+    voxels: int,
+    threads: int,
 ) -> Workflow:
-    """Remove the phase offset, unwrap, and fit the total field.
+    """Remove the phase offset, unwrap, check that, and fit the total field.
 
     Parameters
     ----------
     offset : Method or None
         Offset removal; None leaves the phase as it is.
-    unwrap, field : Method
-        Unwrapping and field mapping.
+    unwrap : Method
+        Unwrapping.
+    check : Method or None
+        Check of the unwrapped phase, and unwrapping by another method where it fails; None takes it as it is.
+    field : Method
+        Field mapping.
     echo_times : sequence of float
         Echo times, s.
     b0 : float
@@ -45,11 +57,13 @@ def init_field_wf(
         Total field and its standard deviation, ppm.
     residual : file
         What the fit leaves, rad.
+    notices : list of str
+        What a user should know about the unwrapped phase (with ``check``).
     """
     workflow = Workflow(name="field_wf")
     inputs = Node(IdentityInterface(fields=["phase", "magnitude", "mask"]), name="inputnode")
     results = ["total_field", "field_error", "residual"]
-    outputs = Node(IdentityInterface(fields=["unwrapped", *results]), name="outputnode")
+    outputs = Node(IdentityInterface(fields=["unwrapped", *results] + ["notices"] * bool(check)), name="outputnode")
     needs = {"volumes": 4 * len(echo_times) + 12, "voxels": voxels, "threads": threads}
     unwrapping = method_node(UnwrapPhase, "unwrapping", unwrap, **needs)
     mapping = method_node(MapField, "field_mapping", field, **needs)
@@ -60,13 +74,21 @@ def init_field_wf(
         removal.inputs.echo_times = list(echo_times)
         workflow.connect([(inputs, removal, [(name, name) for name in ("phase", "magnitude", "mask")])])
         source = removal
-    for node in (unwrapping, mapping):
+    unwrapped, checking = unwrapping, []
+    if check:
+        unwrapped = method_node(CheckPhase, "unwrapping_check", check, **needs)
+        workflow.connect([
+            (unwrapping, unwrapped, [("phase", "phase")]),
+            (unwrapped, outputs, [("notices", "notices")]),
+        ])  # fmt: skip
+        checking = [unwrapped]
+    for node in (unwrapping, *checking, mapping):
         node.inputs.echo_times = list(echo_times)
         workflow.connect([(inputs, node, [("magnitude", "magnitude"), ("mask", "mask")])])
     workflow.connect([
         (source, unwrapping, [("phase", "phase")]),
-        (unwrapping, mapping, [("phase", "phase")]),
-        (unwrapping, outputs, [("phase", "unwrapped")]),
+        (unwrapped, mapping, [("phase", "phase")]),
+        (unwrapped, outputs, [("phase", "unwrapped")]),
         (mapping, outputs, [(name, name) for name in results]),
     ])  # fmt: skip
     return workflow

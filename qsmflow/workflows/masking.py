@@ -16,14 +16,22 @@ from qsmflow.workflows.plan import Method
 
 
 def init_mask_wf(
-    methods: Sequence[Method], mask_file: str | None, *, echo_times: Sequence[float], has_phase: bool, voxels: int
+    methods: Sequence[Method],
+    expression: str,
+    mask_file: str | None,
+    *,
+    echo_times: Sequence[float],
+    has_phase: bool,
+    voxels: int,
 ) -> Workflow:
     """Find the voxels to work on.
 
     Parameters
     ----------
     methods : sequence of Method
-        Masking methods whose intersection is taken.
+        Masking methods.
+    expression : str
+        How their masks are combined.
     mask_file : str or None
         A ready-made mask, used instead.
     echo_times : sequence of float
@@ -69,6 +77,7 @@ def init_mask_wf(
         return workflow
     names = [method.name for method in methods]
     mask.inputs.methods = [tuple(method) for method in methods]
+    mask.inputs.expression = expression
     if "quality" in names:
         workflow.connect(quality, "quality", mask, "quality")
     if "template" in names:

@@ -12,6 +12,7 @@ from qsmflow.bids.atlas import Atlas, read_atlas, region_indices
 from qsmflow.bids.inputs import Acquisition
 from qsmflow.bids.outputs import TEMPLATE, product_path
 from qsmflow.config import Execution, Recipe
+from qsmflow.expression import parse
 from qsmflow.interfaces.images import Grid, read_grid
 from qsmflow.reports.boilerplate import COMBINED
 
@@ -24,8 +25,9 @@ SINGLE_STEP = "the inversion starts from the total field"
 #: Ready-made maps that ``--derivatives`` may hold, by product.
 _GIVEN = ("brain_mask", "total_field", "local_field", "labels")
 
-#: Stages between the phase and the susceptibility.
-_TO_CHI = ("readout", "offset", "unwrap", "field", "background", "inversion", "reference")
+#: Stages between the phase and the total field, and from there to the susceptibility.
+_TO_FIELD = ("readout", "offset", "unwrap", "check", "field")
+_TO_CHI = (*_TO_FIELD, "background", "inversion", "reference")
 
 
 class Method(NamedTuple):
@@ -64,7 +66,7 @@ class Plan:
 
     @property
     def mask_methods(self) -> list[Method]:
-        """The masking methods whose intersection is taken."""
+        """The masking methods that are combined."""
         return [_method(self.recipe, "mask", name) for name in self.recipe.mask_methods]
 
     @property
@@ -115,6 +117,10 @@ def plan_acquisition(acquisition: Acquisition, recipe: Recipe, execution: Execut
         recipe, reasons = _mask(recipe, whole=whole, magnitude=magnitude, phase=has_phase)
         notices += reasons
 
+    if "phase" in registry.find("relaxometry", recipe.relaxometry).arrays and not has_phase:
+        notices.append(f"no {recipe.relaxometry}, because there is no phase; relaxometry: nonlinear")
+        kept = {name: values for name, values in recipe.parameters.items() if name != recipe.relaxometry}
+        recipe = replace(recipe, relaxometry="nonlinear", parameters=kept)
     recipe, reasons = _coils(recipe, acquisition)
     notices += reasons
     skipped |= _skipped_stages(acquisition, recipe, given, magnitude)
@@ -144,19 +150,26 @@ def plan_acquisition(acquisition: Acquisition, recipe: Recipe, execution: Execut
 
 def _mask(recipe: Recipe, *, whole: bool, magnitude: bool, phase: bool) -> tuple[Recipe, list[str]]:
     """The recipe with masking methods that the images allow, and notices for the others."""
-    names, reasons = list(recipe.mask_methods), []
-    if "template" in names and not (whole and magnitude):
-        names = ["threshold" if name == "template" and magnitude else name for name in names if magnitude or name != "template"]
-        why = "the field of view holds only part of a head" if magnitude else "there is no magnitude"
-        reasons.append(f"no brain extraction, because {why}")
-    if "quality" in names and not phase:
-        names.remove("quality")
+    expression, reasons = recipe.mask_expression, []
+    if expression is None:
+        return recipe, []
+    if "template" in expression.names and magnitude and not whole:
+        expression = expression.renamed("template", "threshold")
+        reasons.append("no brain extraction, because the field of view holds only part of a head")
+    for name in recipe.mask_methods if not magnitude else ():
+        if {"magnitude", "prior"} & set(registry.find("mask", name).arrays):
+            expression = expression and expression.without(name)
+            what = "brain extraction" if name == "template" else f"mask by {name}"
+            reasons.append(f"no {what}, because there is no magnitude")
+    if "quality" in recipe.mask_methods and not phase:
+        expression = expression and expression.without("quality")
         reasons.append("no mask from the quality of the phase, because there is none")
     if not reasons:
         return recipe, []
-    mask = " & ".join(dict.fromkeys(names)) or ("threshold" if magnitude else "quality")
-    dropped = set(recipe.mask_methods) - set(mask.split(" & "))
+    expression = expression or parse("threshold" if magnitude else "quality")
+    dropped = set(recipe.mask_methods) - set(expression.names)
     kept = {name: values for name, values in recipe.parameters.items() if name not in dropped}
+    mask = str(expression)
     return replace(recipe, mask=mask, parameters=kept), [f"{'; '.join(reasons)}; mask: {mask}"]
 
 
@@ -187,12 +200,11 @@ def _skipped_stages(acquisition: Acquisition, recipe: Recipe, given: Mapping[str
             skipped["offset"] = "not asked for"
         elif len(acquisition.echo_times) < 2:
             skipped["offset"] = "one echo"
-        if recipe.reference == "none":
-            skipped["reference"] = "not asked for"
+        skipped |= {stage: "not asked for" for stage in ("check", "reference") if getattr(recipe, stage) == "none"}
         if "local_field" in given:
-            skipped |= dict.fromkeys(("readout", "offset", "unwrap", "field", "background"), "the local field was given")
+            skipped |= dict.fromkeys((*_TO_FIELD, "background"), "the local field was given")
         elif "total_field" in given:
-            skipped |= dict.fromkeys(("readout", "offset", "unwrap", "field"), "the total field was given")
+            skipped |= dict.fromkeys(_TO_FIELD, "the total field was given")
         if recipe.single_step:
             skipped["background"] = SINGLE_STEP
     if acquisition.coils == 1:

@@ -19,12 +19,13 @@ HEAD, PATCH = 200, 60
 
 READOUT = "readout_correction"
 OFFSET, UNWRAP, FIELD = "field_wf.offset_removal", "field_wf.unwrapping", "field_wf.field_mapping"
+CHECK = "field_wf.unwrapping_check"
 BACKGROUND, INVERT, REFERENCE = (f"susceptibility_wf.{n}" for n in ("background_removal", "inversion", "referencing"))
 BRAIN, QUALITY = "mask_wf.brain_extraction", "mask_wf.quality"
 TO_T1W, TO_TEMPLATE = "registration_wf.magnitude_to_t1w", "registration_wf.magnitude_to_template"
 LABELS, TABLE, CHI_T1W, CHI_TEMPLATE = "labels_wf.labels", "tabulate", "chi_to_t1w", "chi_to_template"
 #: Everything between the phase and the table of regions.
-CHAIN = {READOUT, OFFSET, UNWRAP, FIELD, BACKGROUND, INVERT, REFERENCE}
+CHAIN = {READOUT, OFFSET, UNWRAP, CHECK, FIELD, BACKGROUND, INVERT, REFERENCE}
 
 
 class Study:
@@ -328,8 +329,8 @@ def test_given_mask(study):
 @pytest.mark.parametrize(
     ("product", "gone", "unsaved"),
     [
-        ("total_field", {READOUT, OFFSET, UNWRAP, FIELD}, {"unwrapped_1"}),
-        ("local_field", {READOUT, OFFSET, UNWRAP, FIELD, BACKGROUND}, {"unwrapped_1", "total_field"}),
+        ("total_field", {READOUT, OFFSET, UNWRAP, CHECK, FIELD}, {"unwrapped_1"}),
+        ("local_field", {READOUT, OFFSET, UNWRAP, CHECK, FIELD, BACKGROUND}, {"unwrapped_1", "total_field"}),
     ],
 )
 @pytest.mark.parametrize("parts", [("mag", "phase"), ("phase",)])
@@ -438,7 +439,8 @@ def test_atlas_on_the_t1w_by_path(study):
         ({"reference": "csf"}, {REFERENCE, "relaxometry"}, {"reference_region"}),
         ({"reference": "csf", "outputs": ("qsm",), "output_spaces": ("GRE",)}, {REFERENCE, "relaxometry"}, {LABELS}),
         ({"reference": "region", "reference_region": "Pu_L+Pu_R"}, {REFERENCE, "reference_region", LABELS}, set()),
-        ({"offset": "none"}, {UNWRAP}, {OFFSET}),
+        ({"offset": "none"}, {UNWRAP, CHECK}, {OFFSET}),
+        ({"check": "none"}, {UNWRAP, FIELD}, {CHECK}),
     ],
 )
 def test_settings(study, settings, there, absent):
@@ -446,6 +448,48 @@ def test_settings(study, settings, there, absent):
     graph = study.graph(Recipe(**settings))
     assert there <= names(graph)
     assert not absent & names(graph)
+
+
+def test_the_field_is_fitted_to_the_phase_that_was_checked(study):
+    study.scan()
+    for recipe, source in ((Recipe(), "unwrapping_check"), (Recipe(check="none"), "unwrapping")):
+        graph = study.graph(recipe)
+        for name in (FIELD, "save_unwrapped_1"):
+            edges = graph.in_edges(node(graph, name), data=True)
+            assert {start.name for start, _, edge in edges if "phase" in str(edge)} == {source}
+    assert not node(graph, "sub_01.report").inputs.unwrapping_notices
+
+
+@pytest.mark.parametrize(
+    ("mask", "fov", "parts", "expected"),
+    [
+        ("(template | robust) & quality", HEAD, ("mag", "phase"), "(template | robust) & quality"),
+        ("(template | robust) & quality", PATCH, ("mag", "phase"), "(threshold | robust) & quality"),
+        ("(template | threshold) & quality", PATCH, ("mag", "phase"), "threshold & quality"),
+        ("(template | robust) & quality", HEAD, ("phase",), "quality"),
+        ("template - !quality", HEAD, ("mag",), "template"),
+    ],
+)
+def test_mask_expressions_are_adapted_to_the_images(study, mask, fov, parts, expected):
+    study.scan(fov=fov, parts=parts)
+    graph = study.graph(Recipe(mask=mask, outputs=("qsm", "r2star") if "phase" in parts else ("r2star",)))
+    inputs = node(graph, "mask_wf.mask").inputs
+    assert inputs.expression == expected
+    assert (BRAIN in names(graph)) == ("template" in expected)
+    notices = node(graph, "sub_01.report").inputs.notices
+    assert any(f"mask: {expected}" in notice for notice in notices) == (mask != expected)
+
+
+def test_complex_decay_gets_the_phase_or_another_method_takes_its_place(study):
+    study.scan()
+    graph = study.graph(Recipe(relaxometry="complexdecay"))
+    fed = [field for *_, edge in graph.in_edges(node(graph, "relaxometry"), data=True) for _, field in edge["connect"]]
+    assert "phase" in fed
+    study.scan(sub="02", parts=("mag",))
+    parameters = {"complexdecay": {"fwhm": 2.0}}
+    graph = study.graph(Recipe(relaxometry="complexdecay", parameters=parameters, outputs=("r2star",)))
+    assert node(graph, "sub_02.relaxometry").inputs.algorithm == "nonlinear"
+    assert any("complexdecay" in notice for notice in node(graph, "sub_02.report").inputs.notices)
 
 
 def test_reference_region_by_path_needs_no_atlas(study):

@@ -102,6 +102,7 @@ def test_metrics_of_a_known_object(tmp_path, monkeypatch, files):
     assert metrics["snr_echo1"] == pytest.approx(200 * np.exp(-0.1) / 4, rel=0.1)
     assert metrics["snr_echo3"] < metrics["snr_echo2"] < metrics["snr_echo1"]
     assert metrics["residues_echo1"] == 0
+    assert metrics["unwrapping_walls"] == metrics["unwrapping_bent"] == 0
     assert metrics["fit_residual"] == pytest.approx(0.05)
     assert metrics["field_range"] == pytest.approx(0.2 * 2 * 14 / 34.5, abs=0.05)
     assert metrics["mask_volume"] == pytest.approx(4 / 3 * np.pi * 1.4**3, rel=0.05)
@@ -135,6 +136,20 @@ def test_spoiled_results_move_the_metrics(tmp_path, monkeypatch, files, grid):
     assert not any("match" in what for what in told[0])
     assert "match with the template is 0.10 nat (expected: at least 0.4)" in told[1]
     assert told[2][0].startswith("susceptibility looks inverted")
+
+
+def test_a_wrongly_unwrapped_echo_is_measured_flagged_and_the_check_told(tmp_path, monkeypatch, files, grid):
+    phase = images.read(files["unwrapped"]).copy()
+    phase[: SHAPE[0] // 2, ..., 1] += 4 * np.pi
+    wrong = images.write(tmp_path / "wrong.nii", phase, grid)
+    given = files | {"unwrapped": wrong}
+    content = run(tmp_path, monkeypatch, given, pictures=False, unwrapping_notices=["failed its check"])[1]
+    assert "failed its check" in content["notices"]
+    assert content["metrics"]["unwrapping_walls"] == pytest.approx(1, abs=0.3)
+    assert content["metrics"]["unwrapping_bent"] == pytest.approx(0.5, abs=0.1)
+    flagged = " ".join(warning["what"] for warning in content["warnings"])
+    assert "walls in the unwrapped phase" in flagged
+    assert "echoes off the line" in flagged
 
 
 def test_reference_region(tmp_path, monkeypatch, files):

@@ -223,3 +223,14 @@ def test_reporting_table_tells_what_was_left_out():
 def test_reporting_table_tells_who_combined_the_coils():
     assert table()["Coil combination"] == "Adaptive Combine"
     assert table(Recipe(coils="vrc"), skipped={})["Coil combination"] == "vrc (radius = 5, sigma = 7)"
+
+
+def test_masks_are_told_as_they_are_combined():
+    plain, mixed = (
+        (methods_text(recipe, **SCAN)[0], dict(reporting_table(recipe, **SCAN, **GRID, acquisition={}))["Masking"])
+        for recipe in (Recipe(mask="template & quality"), Recipe(mask="(template | robust) - quality"))
+    )
+    assert "The intersection of the masks was used." in plain[0]
+    assert plain[1].count(" and ") == 1
+    assert "The masks were combined as (template | robust) - quality" in mixed[0]
+    assert re.fullmatch(r"\(template \(.*\) \| robust \(factor = 5, .*\)\) - quality \(.*\)", mixed[1])

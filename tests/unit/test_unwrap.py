@@ -7,12 +7,15 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
+from qsmflow import registry
 from qsmflow.algorithms.unwrap import edges
+from qsmflow.algorithms.unwrap.bestpath import _DIRECTIONS, _reliability, bestpath
 from qsmflow.algorithms.unwrap.growth import label_parts, unwrap_volume
 from qsmflow.algorithms.unwrap.laplacian import laplacian
 from qsmflow.algorithms.unwrap.romeo import quality_map, residues, romeo
 from qsmflow.algorithms.unwrap.temporal import temporal
 from qsmflow.algorithms.unwrap.wrapping import wrap
+from qsmflow.interfaces.threads import limit_threads
 
 TWO_PI = 2 * np.pi
 TIMES = (0.004, 0.009, 0.017)
@@ -156,6 +159,116 @@ class TestRomeo:
         assert steps[1].sum() < 0.02 * max(steps[0].sum(), 50)
 
 
+class TestRomeoOptions:
+    def test_seeds_let_the_whole_border_decide(self, rng):
+        """One bright edge between two regions is a turn off; the other edges outvote it when both have seeds."""
+        x = np.arange(24.0)[:, None, None] * np.ones((24, 12, 12))
+        true = (0.05 * x).astype(np.float32)
+        phase = true + rng.uniform(-1.4, 1.4, true.shape).astype(np.float32) * (np.abs(x - 11.5) < 1)
+        magnitude = np.where(np.abs(x - 11.5) < 1, rng.uniform(0.2, 0.6, x.shape), 1.0).astype(np.float32)
+        # A bridge through the bad layer whose steps of 2 rad are each below pi but add up to a turn too much.
+        phase[11, 6, 6], phase[12, 6, 6] = true[11, 6, 6] + 2.1, true[12, 6, 6] - 2.1
+        magnitude[11:13, 6, 6] = 1.0
+        mask = np.ones(true.shape, bool)
+        one, many = (
+            romeo(wrap(phase)[..., None], magnitude[..., None], mask, echo_times=(0.01,), weights="romeo2", seeds=n)[..., 0]
+            for n in (1, 10)
+        )
+        good = np.abs(x - 11.5) > 1
+        assert np.ptp(np.rint((many - true)[good] / TWO_PI)) == 0
+        k = turns(many, wrap(phase))
+        assert np.abs(k - np.rint(k)).max() < 1e-4
+        assert np.isfinite(one).all()
+
+    def test_uncertain_voxels_are_unwrapped_in_space(self, rng):
+        """Where the first echo is off by 2 rad, the prediction in time is off by more than pi; the neighbours know better."""
+        true = (smooth_field(rng, peak=300.0)[..., None] * np.array(TIMES)).astype(np.float32)
+        mask = ball()
+        off = mask & (rng.random(SHAPE) < 0.03)
+        true[off, 0] += 2.0
+        plain, again = (romeo(wrap(true), np.ones_like(true), mask, echo_times=TIMES, uncertain=u) for u in (0.0, 0.5))
+        wrong = np.abs(plain - true)[..., 1] > 1
+        assert wrong[off].all()
+        assert not wrong[mask & ~off].any()
+        assert np.abs(again - true)[mask].max() < 1e-4
+
+    def test_a_step_that_grows_gradually_can_be_followed_beyond_pi(self):
+        """Steps from 0.2 to 4.4 rad along one axis; a gradient like that folds back without the addition."""
+        steps = np.concatenate([np.linspace(0.2, 4.4, 30), np.linspace(4.4, 0.2, 30)])
+        true = np.broadcast_to(np.cumsum(steps)[:, None, None], (60, 3, 3)).astype(np.float32)[..., None]
+        every, flat = np.ones((60, 3, 3), bool), np.ones_like(true)
+        plain, helped = (romeo(wrap(true), flat, every, echo_times=(0.01,), addition=a) for a in (0.0, np.pi))
+        assert np.ptp(plain - true) > 6
+        assert np.ptp(helped - true) < 1e-3
+
+    @pytest.mark.parametrize(
+        "wrong", [{"seeds": 0}, {"seeds": 256}, {"uncertain": -0.1}, {"uncertain": 1.1}, {"addition": 3.2}]
+    )
+    def test_values_out_of_range_are_refused(self, wrong):
+        phase = np.zeros((2, 2, 2, 3), np.float32)
+        with pytest.raises(ValueError, match=next(iter(wrong))):
+            romeo(phase, phase, phase[..., 0] == 0, echo_times=TIMES, **wrong)
+
+
+class TestBestPath:
+    def test_recovers_the_phase_with_its_absolute_turns(self, rng):
+        mask = ball()
+        true = (smooth_field(rng, peak=900.0)[..., None] * np.array(TIMES)).astype(np.float32)
+        found = bestpath(wrap(true), mask, echo_times=TIMES)
+        assert found.dtype == np.float32
+        assert np.abs(found - true)[mask].max() < 1e-4
+        assert not found[~mask].any()
+
+    def test_the_reliability_is_the_inverse_of_the_second_differences(self):
+        """A paraboloid of curvature c along the first axis: 9 of the 13 directions see 2 c."""
+        phase = (0.05 * (np.arange(7.0) - 3) ** 2)[:, None, None] * np.ones((7, 5, 5))
+        found = _reliability(phase.astype(np.float32), np.ones((7, 5, 5), bool), _DIRECTIONS)
+        np.testing.assert_allclose(found[1:-1, 1:-1, 1:-1], 1 / (0.1 * 3), rtol=1e-4)
+        found[1:-1, 1:-1, 1:-1] = 0
+        assert not found.any()
+
+    def test_noise_gets_whole_turns(self, rng):
+        phase = rng.uniform(-np.pi, np.pi, (*SHAPE, 2)).astype(np.float32)
+        found = bestpath(phase, ball(), echo_times=TIMES[:2])
+        k = turns(found, phase)[ball()]
+        assert np.abs(k - np.rint(k)).max() < 1e-4
+
+    def test_a_smooth_field_around_noise_is_unwrapped_through_the_smooth_part(self, rng):
+        true = (smooth_field(rng) * 0.012).astype(np.float32)
+        noisy = np.zeros(SHAPE, bool)
+        noisy[10:18, 6:14, 4:10] = True
+        phase = np.where(noisy, rng.uniform(-np.pi, np.pi, SHAPE), wrap(true)).astype(np.float32)
+        found = bestpath(phase[..., None], np.ones(SHAPE, bool), echo_times=(0.012,))[..., 0]
+        assert np.ptp(np.rint((found - true)[~noisy] / TWO_PI)) == 0
+
+    def test_order_of_ties_does_not_matter_without_noise(self, rng):
+        """Flipped axes visit the edges in another order."""
+        true = (smooth_field(rng, peak=900.0)[..., None] * np.array(TIMES)).astype(np.float32)
+        mask = ball()
+        found = bestpath(wrap(true), mask, echo_times=TIMES)
+        flipped = bestpath(wrap(true)[::-1, :, ::-1], mask[::-1, :, ::-1], echo_times=TIMES)[::-1, :, ::-1]
+        np.testing.assert_allclose(found, flipped, atol=1e-5)
+
+    def test_an_offset_shifts_other_echoes_by_common_turns_only(self, rng):
+        true = (smooth_field(rng, peak=400.0)[..., None] * np.array(TIMES)).astype(np.float32)
+        offset = 2.5 * np.linspace(-1, 1, SHAPE[0], dtype=np.float32)[:, None, None, None]
+        k = (bestpath(wrap(true + offset), ball(), echo_times=TIMES) - true - offset)[ball()] / TWO_PI
+        assert np.ptp(k, axis=0).max() < 1e-4
+
+
+@pytest.mark.parametrize("unwrap", [romeo, bestpath, laplacian, temporal])
+def test_the_number_of_threads_changes_nothing(rng, unwrap):
+    true = smooth_field(rng)[..., None] * np.array(TIMES) + rng.normal(0, 0.5, (*SHAPE, 3))
+    arrays = {"phase": wrap(true).astype(np.float32), "magnitude": rng.uniform(1, 2, true.shape), "mask": ball()}
+    row = next(row for row in registry.ALGORITHMS if row.stage == "unwrap" and row.call is unwrap)
+    context = {"echo_times": TIMES, "voxel_size": (1.0, 1.0, 2.0)}
+    results = []
+    for threads in (1, 3):
+        with limit_threads(threads):
+            results.append(registry.apply("unwrap", row.name, arrays=arrays, context=context, parameters={})["phase"])
+    np.testing.assert_array_equal(*results)
+
+
 class TestWeights:
     """The six weights on one edge in the middle of a row of four voxels."""
 
@@ -275,6 +388,22 @@ class TestLaplacian:
         assert np.ptp((found - true)[mask]) < 2e-4
         assert not found[~mask].any()
         assert found.dtype == np.float32
+
+    def test_cosines_need_no_padding(self, rng):
+        """A ramp, which no periodic solver can hold, and a cosine mode, which is an eigenvector of the Neumann Laplacian."""
+        n = np.arange(40)
+        ramp = 1.7 * n[:, None, None, None] * np.ones((40, 5, 6, 1))
+        mode = 12 * np.cos(np.pi * 3 * (n + 0.5) / 40)[:, None, None, None] * np.ones((40, 5, 6, 1))
+        every = np.ones((40, 5, 6), bool)
+        for true in (ramp, mode, np.moveaxis(ramp, 0, 1), np.moveaxis(mode, 0, 2)):
+            mask = every if true.shape[0] == 40 else np.ones(true.shape[:3], bool)
+            phase = wrap(true).astype(np.float32)
+            cosines, periodic = (
+                laplacian(phase, mask, voxel_size=(0.7, 1.0, 2.0), solver=solver, pad=0) for solver in ("dct", "fft")
+            )
+            assert np.ptp(cosines - true) < 5e-4
+            if true is ramp:
+                assert np.ptp(periodic - true) > 1
 
     def test_padding_matters(self, rng):
         phase = wrap(rng.normal(0, 1, (10, 9, 8, 1))).astype(np.float32)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Literal
 
@@ -9,12 +10,9 @@ import numpy as np
 from numba import njit
 
 from qsmflow.algorithms.unwrap import edges
-from qsmflow.algorithms.unwrap.growth import label_parts, shifts, unwrap_volume
+from qsmflow.algorithms.unwrap.echoes import add_turns, agreeing_turns, flat, outwards, unwrap_each
+from qsmflow.algorithms.unwrap.growth import label_parts, regrow, unwrap_volume
 from qsmflow.algorithms.unwrap.wrapping import TWO_PI, wrapped
-
-#: The turns tried for a disconnected part, nearest first, and the share of the greatest possible agreement that must be gained.
-_TURNS = (0, 1, -1, 2, -2, 3, -3, 4, -4)
-_GAIN = 0.1
 
 
 def romeo(
@@ -26,6 +24,9 @@ def romeo(
     mode: Literal["template", "individual"] = "template",
     weights: Literal["romeo2", "romeo3", "romeo4", "romeo6"] = "romeo3",
     template: int = 1,
+    seeds: int = 1,
+    uncertain: float = 0.5,
+    addition: float = 0.0,
 ) -> np.ndarray:
     """Unwrap phase by growing a region along the most reliable edges (ROMEO).
 
@@ -47,6 +48,15 @@ def romeo(
         linearity (romeo4), and two weights of the magnitude itself (romeo6).
     template : int
         Number of the echo that is unwrapped first and to which the others are aligned (1 is the first echo).
+    seeds : int
+        Greatest number of seeds in each connected part of the mask, 1 to 255. A new one is opened where all paths become
+        unreliable; regions are merged by the vote of all edges between them, not by one.
+    uncertain : float
+        In template mode, voxels of the other echoes whose quality after unwrapping in time is not above this value (0 to 1) are
+        unwrapped again in space, from those that are; 0 leaves them.
+    addition : float
+        Largest step that is expected to continue from one voxel to the next, rad (0 to pi); above 0, gradients of more than pi
+        per voxel can be followed where they grow gradually.
 
     Returns
     -------
@@ -56,7 +66,7 @@ def romeo(
     Raises
     ------
     ValueError
-        If there is no echo with the number ``template``.
+        If there is no echo with the number ``template``, or ``seeds``, ``uncertain`` or ``addition`` is out of its range.
 
     Notes
     -----
@@ -64,6 +74,12 @@ def romeo(
     a seed, the voxel across the best edge of the queue is unwrapped next: ``2 pi round((phi_new - phi_old) / 2 pi)`` is
     subtracted, so that the result is the input plus whole turns in every voxel. With a single echo, phase linearity takes the
     place of gradient coherence. Only edges with both ends in the mask are used; nothing is special at its edge.
+
+    With several seeds, a new one is opened where the best edge of the queue is worse than half way from the last seed's edges
+    to the worst bin. Neighbouring regions then differ by the mean turns over all edges between them, weighted with
+    ``255 - bin`` and rounded. In template mode, an echo is rated after unwrapping in time by :func:`quality_map` of the halved
+    phase against the halved neighbour in time, in which a missing turn is a step of pi. Voxels of ``uncertain`` quality or less
+    are grown again from the others' borders, which repairs single voxels but no region that is coherent in itself.
 
     Region growing leaves the turns of every disconnected part of the mask open. They are settled part by part: the template
     echo gets the turns nearest to a median of 0, or others (up to 4) if the field ``phi / TE`` that they imply agrees clearly
@@ -90,30 +106,39 @@ def romeo(
     echoes = phase.shape[3]
     if not 1 <= template <= echoes:
         raise ValueError(f"template echo {template} is not one of the {echoes} echoes")
+    ranges = (("seeds", seeds, 1, 255), ("uncertain", uncertain, 0, 1), ("addition", addition, 0, math.pi))
+    for name, value, low, high in ranges:
+        if not low <= value <= high:
+            raise ValueError(f"{name} must be from {low} to {high:.6g}, not {value}")
     mask = np.ascontiguousarray(mask, dtype=bool)
-    labels, count = parts = label_parts(mask)
-    result = np.zeros(phase.shape, np.float32)
+    parts, start = label_parts(mask), template - 1
+
+    def against(e: int) -> dict[str, object]:
+        pair = 1 if e == 0 else e - 1
+        return {"second": phase[..., pair], "ratio": echo_times[e] / echo_times[pair]} if echoes > 1 else {}
 
     def spatial(e: int) -> np.ndarray:
-        pair = 1 if e == 0 else e - 1
-        other = {"second": phase[..., pair], "ratio": echo_times[e] / echo_times[pair]} if echoes > 1 else {}
-        return unwrap_volume(phase[..., e], magnitude[..., e], mask, parts, weights=weights, **other)
+        options = {"weights": weights, "seeds": seeds, "addition": addition}
+        return unwrap_volume(phase[..., e], magnitude[..., e], mask, parts, **options, **against(e))
 
-    def put(e: int, turns: np.ndarray) -> None:
-        result[..., e] = np.where(labels > 0, _flat(phase, e) + TWO_PI * turns, 0).reshape(mask.shape)
-
-    start = template - 1
+    if mode == "individual":
+        return unwrap_each(phase, magnitude, spatial, parts, start, echo_times)
+    labels, result = parts[0], np.zeros(phase.shape, np.float32)
     turns = spatial(start)
-    put(start, turns + _agreeing_turns(phase, magnitude, turns, labels, count, start, echo_times)[labels])
-    for e in [*range(start + 1, echoes), *range(start - 1, -1, -1)]:
-        near = e - 1 if e > start else e + 1
-        predicted = _flat(result, near) * (echo_times[e] / echo_times[near])
-        if mode == "template":
-            turns = np.rint((predicted - _flat(phase, e)) / TWO_PI)
-        else:
-            turns = spatial(e)
-            turns -= shifts(_flat(phase, e), turns, labels, count, predicted)
-        put(e, turns)
+    turns = turns + agreeing_turns(phase, magnitude, turns, parts, start, echo_times)[labels]
+    result[..., start] = add_turns(phase, start, turns, labels)
+    for e, near in outwards(start, echoes):
+        ratio = echo_times[e] / echo_times[near]
+        turns = np.rint((flat(result, near) * ratio - flat(phase, e)) / TWO_PI)
+        result[..., e] = add_turns(phase, e, turns, labels)
+        if uncertain > 0:
+            # Halved, a step of one turn between neighbours is a step of pi: the least coherent one.
+            halves = {"second": result[..., near] / 2, "ratio": ratio}
+            after = edges.edge_bins(result[..., e] / 2, magnitude[..., e], mask, weights="romeo3", **halves)
+            steps = edges.strides(mask.shape)
+            kept = (edges.voxel_quality(after, steps) > uncertain) & (labels > 0)
+            bins = edges.edge_bins(phase[..., e], magnitude[..., e], mask, weights=weights, **against(e))
+            result[..., e] = add_turns(phase, e, regrow(flat(phase, e), turns, bins, kept, steps), labels)
     return result
 
 
@@ -188,45 +213,6 @@ def residues(phase: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """
     flat = np.ascontiguousarray(phase, dtype=np.float32).reshape(-1)
     return _residues(flat, np.ascontiguousarray(mask, dtype=bool).reshape(-1), phase.shape).reshape(phase.shape)
-
-
-def _flat(volumes: np.ndarray, e: int) -> np.ndarray:
-    """One echo, flat in C order, float32."""
-    return np.ascontiguousarray(volumes[..., e], dtype=np.float32).reshape(-1)
-
-
-def _agreeing_turns(phase, magnitude, turns, labels, count, start, echo_times) -> np.ndarray:
-    """Turns to add to every part of the template echo so that its field explains the other echoes (entry 0: outside)."""
-    added = np.zeros(count + 1, np.int32)
-    gain = np.zeros((len(_TURNS), count + 1))
-    reach = np.zeros(count + 1)
-    wave, size = _flat(phase, start), _flat(magnitude, start)
-    for e in range(phase.shape[3]):
-        if e == start:
-            continue
-        ratio = echo_times[e] / echo_times[start]
-        total, possible = _agreement(_flat(phase, e), wave, turns, _flat(magnitude, e), size, labels, count, ratio)
-        gain += [np.real(total * np.exp(-1j * TWO_PI * n * ratio)) for n in _TURNS]
-        reach += possible
-    best = gain[0].copy()
-    for n, value in zip(_TURNS, gain, strict=True):
-        better = value > best + _GAIN * reach
-        added[better], best[better] = n, value[better]
-    return added
-
-
-@njit(cache=True)
-def _agreement(wave, template, turns, size, template_size, labels, count, ratio):
-    """Per part, the sum over its voxels of the phase factors by which an echo differs from the template's prediction."""
-    total = np.zeros(count + 1, np.complex128)
-    possible = np.zeros(count + 1)
-    for i in range(labels.size):
-        if labels[i] > 0:
-            weight = float(size[i]) * float(template_size[i])
-            angle = float(wave[i]) - (float(template[i]) + TWO_PI * turns[i]) * ratio
-            total[labels[i]] += weight * complex(np.cos(angle), np.sin(angle))
-            possible[labels[i]] += weight
-    return total, possible
 
 
 @njit(cache=True)
