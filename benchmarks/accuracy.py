@@ -30,7 +30,7 @@ _FAST_DECAY = 80.0
 _STRONG = (11, 16, 20)
 
 _CHI = ("nrmse", "nrmse_detrend", "xsim", "dgm_linearity", "hfen")
-_CHI_TITLES = ("NRMSE %", "detrended NRMSE %", "XSIM", "deep-grey linearity error", "HFEN %")
+CHI_TITLES = ("NRMSE %", "detrended NRMSE %", "XSIM", "deep-grey linearity error", "HFEN %")
 
 
 def main() -> None:
@@ -68,12 +68,12 @@ def from_truth(head: Head) -> None:
     for name in registry.names("inversion"):
         made = apply(head, "inversion", name, **arrays, **fields)
         rows[registry.find("inversion", name).from_total_field].append([name, *chi_score(made["chi"], truth)])
-    table("Inversion of the true local field", ["method", *_CHI_TITLES], rows[False])
+    table("Inversion of the true local field", ["method", *CHI_TITLES], rows[False])
     for background in registry.names("background"):
         made = apply(head, "background", background, **arrays, total_field=truth["total_field"])
         chi = apply(head, "inversion", "tv", **{**arrays, **made})["chi"]
         rows[True].append([f"{background}, then tv", *chi_score(chi, truth)])
-    table("From the true total field to susceptibility, in one step and in two", ["method", *_CHI_TITLES], rows[True])
+    table("From the true total field to susceptibility, in one step and in two", ["method", *CHI_TITLES], rows[True])
 
 
 def misplacement(head: Head) -> None:
@@ -87,7 +87,7 @@ def misplacement(head: Head) -> None:
     moved, fixed = head.aligned["r2star"], head.stored["r2star"]
     keep = inside & (fixed < _FAST_DECAY)
     rows.append(["R2*", 100 * np.linalg.norm((moved - fixed)[keep]) / np.linalg.norm(fixed[keep]), "", "", "", ""])
-    table("The truth where the images are, scored against the truth as stored", ["map", *_CHI_TITLES], rows)
+    table("The truth where the images are, scored against the truth as stored", ["map", *CHI_TITLES], rows)
 
 
 def from_echoes(head: Head) -> None:
@@ -173,7 +173,7 @@ def limits(head: Head, recipe: Recipe, made: dict[str, np.ndarray]) -> None:
         chi = apply(head, "inversion", recipe.inversion, **arrays, local_field=local)["chi"]
         rows.append([what, score.get("nrmse", ""), score.get("xsim", ""), *chi_score(chi, truth)])
     title = f"What limits `{recipe.name}`, scored where the images are"
-    table(title, ["input", "local field NRMSE %", "XSIM", *(f"chi {name}" for name in _CHI_TITLES)], rows)
+    table(title, ["input", "local field NRMSE %", "XSIM", *(f"chi {name}" for name in CHI_TITLES)], rows)
 
 
 def derivatives(head: Head, out: Path, label: str) -> None:

@@ -21,7 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -59,7 +59,10 @@ def main() -> None:
     recipe = Recipe.load("consensus")
     with tempfile.TemporaryDirectory() as folder:
         prepare(head, recipe, Path(folder))
-        report(head, recipe, dict(measurements(args, folder)), args.threads)
+        # Coil combination has uncombined data of its own: benchmarks/coils.py.
+        steps = [(row.stage, row.name) for row in registry.ALGORITHMS if row.stage != "coils"]
+        steps += [helper[:2] for helper in _HELPERS]
+        report(head, recipe, dict(measurements(args, folder, steps)), args.threads)
 
 
 def prepare(head: Head, recipe: Recipe, folder: Path) -> None:
@@ -67,7 +70,7 @@ def prepare(head: Head, recipe: Recipe, folder: Path) -> None:
 
     def keep(stage, name, *, arrays, context, parameters):
         if not (folder / stage).exists():
-            (folder / stage).mkdir()
+            (folder / stage).mkdir(parents=True)
             wanted = {key for row in registry.ALGORITHMS if row.stage == stage for key in row.arrays} | {"phase", "magnitude"}
             if stage == "mask":
                 wanted |= {"masks"}
@@ -81,10 +84,10 @@ def prepare(head: Head, recipe: Recipe, folder: Path) -> None:
     (folder / "context.json").write_text(json.dumps({key: np.asarray(v).tolist() for key, v in head.context.items()}))
 
 
-def measurements(args: argparse.Namespace, folder: str) -> Iterator[tuple[tuple[str, str], dict[str, float]]]:
+def measurements(
+    args: argparse.Namespace, folder: str, steps: Iterable[tuple[str, str]]
+) -> Iterator[tuple[tuple[str, str], dict[str, float]]]:
     """(stage, method) and what was measured, each in a fresh process."""
-    steps = [(row.stage, row.name) for row in registry.ALGORITHMS if row.stage != "coils"]
-    steps += [helper[:2] for helper in _HELPERS]
     for stage, name in steps:
         command = [sys.executable, __file__, "--one", stage, name, folder]
         command += ["--threads", str(args.threads), "--repeats", str(args.repeats)]

@@ -401,18 +401,74 @@ ALGORITHMS = (
     ),
     Algorithm(
         "inversion",
+        "tsvd",
+        "inversion.direct:tsvd",
+        ("wharton2010",),
+        "Susceptibility was computed by truncated k-space division (threshold {threshold}).",
+    ),
+    Algorithm(
+        "inversion",
         "tikhonov",
         "inversion.direct:tikhonov",
-        ("bilgic2014l2",),
-        "Susceptibility was computed by closed-form inversion with an L2 penalty ({penalty}, weight {lambda_}).",
+        ("bilgic2014l2", "hansen1993"),
+        "Susceptibility was computed by closed-form inversion with an L2 penalty ({penalty}, weight {lambda_}, tuning:"
+        " {tune}).",
+    ),
+    Algorithm(
+        "inversion",
+        "rts",
+        "inversion.rts:rts",
+        ("kames2018",),
+        "Susceptibility was computed by rapid two-step inversion ({steps} conjugate-gradient steps, then total variation where"
+        " the dipole kernel is below {threshold}).",
+    ),
+    Algorithm(
+        "inversion",
+        "ndi",
+        "inversion.ndi:ndi",
+        ("polak2020",),
+        "Susceptibility was computed by nonlinear dipole inversion ({iterations} steps of gradient descent).",
     ),
     Algorithm(
         "inversion",
         "tv",
         "inversion.tv:tv",
-        ("bilgic2014tv",),
-        "Susceptibility was computed by total-variation regularised inversion (weight {lambda_}, ADMM, at most {iterations}"
-        " iterations).",
+        ("bilgic2014tv", "milovic2018", "milovic2021"),
+        "Susceptibility was computed by total-variation regularised inversion (weight {lambda_}, tuning:"
+        " {tune}; ADMM, at most {iterations} iterations).",
+        version=2,
+    ),
+    Algorithm(
+        "inversion",
+        "fansi",
+        "inversion.fansi:fansi",
+        ("milovic2018", "milovic2021"),
+        "Susceptibility was computed by nonlinear inversion with a variational penalty ({penalty}, weight {lambda_}, tuning:"
+        " {tune}; ADMM, at most {iterations} iterations).",
+    ),
+    Algorithm(
+        "inversion",
+        "whqsm",
+        "inversion.fansi:whqsm",
+        ("milovic2019",),
+        "Susceptibility was computed by nonlinear total-variation inversion (weight {lambda_}) together with a weakly harmonic"
+        " field (weight {beta}; ADMM, at most {iterations} iterations).",
+    ),
+    Algorithm(
+        "inversion",
+        "l1qsm",
+        "inversion.fansi:l1qsm",
+        ("milovic2022", "milovic2021"),
+        "Susceptibility was computed by nonlinear inversion with an L1 data term and total variation (weight {lambda_},"
+        " tuning: {tune}; ADMM, at most {iterations} iterations).",
+    ),
+    Algorithm(
+        "inversion",
+        "hdqsm",
+        "inversion.hdqsm:hdqsm",
+        ("lambert2022",),
+        "Susceptibility was computed by hybrid data-fidelity inversion with total variation (weight {lambda_}; {iterations_l1}"
+        " ADMM iterations with an L1, at most {iterations} with a reweighted L2 data term).",
     ),
     Algorithm(
         "inversion",

@@ -58,15 +58,32 @@ def divergence(v, inverse_size, out):
                 )
 
 
+@njit(cache=True)
+def _clip(a, b, c, threshold, isotropic):
+    """Projection of a vector onto the ball (``isotropic``) or the cube of radius ``threshold``."""
+    if isotropic:
+        square = a * a + b * b + c * c
+        scale = np.float32(1) if square <= threshold * threshold else threshold / np.float32(math.sqrt(square))
+        return a * scale, b * scale, c * scale
+    return (
+        min(max(a, -threshold), threshold),
+        min(max(b, -threshold), threshold),
+        min(max(c, -threshold), threshold),
+    )
+
+
 @njit(parallel=True, cache=True)
-def shrink_gradient(x, inverse_size, threshold, dual, target):
+def shrink_gradient(x, inverse_size, threshold, isotropic, relaxation, dual, target):
     """One step of the split gradient in ADMM, in place.
 
-    With ``t = grad x + dual``: ``dual`` becomes ``clip(t, threshold)`` and ``target`` becomes ``shrink(t, threshold) - dual``,
-    each component on its own (anisotropic total variation). All differences are periodic and per mm.
+    With ``t = r grad x + (1 - r) z + dual``, r the over-relaxation and z the last split: ``dual`` becomes
+    ``clip(t, threshold)`` and ``target``, the split minus the dual, becomes ``shrink(t, threshold) - dual``, the whole vector
+    (``isotropic``) or each component on its own. All differences are periodic and per mm.
     """
     nx, ny, nz = x.shape
-    hx, hy, hz = inverse_size
+    hx, hy, hz = inverse_size[0] * relaxation, inverse_size[1] * relaxation, inverse_size[2] * relaxation
+    rest = np.float32(1) - relaxation
+    more = np.float32(1) + rest
     for i in prange(nx):
         after_i = i + 1 if i + 1 < nx else 0
         for j in range(ny):
@@ -74,12 +91,59 @@ def shrink_gradient(x, inverse_size, threshold, dual, target):
             for k in range(nz):
                 after_k = k + 1 if k + 1 < nz else 0
                 here = x[i, j, k]
-                t = (x[after_i, j, k] - here) * hx + dual[0, i, j, k]
-                u = min(max(t, -threshold), threshold)
-                dual[0, i, j, k], target[0, i, j, k] = u, t - u - u
-                t = (x[i, after_j, k] - here) * hy + dual[1, i, j, k]
-                u = min(max(t, -threshold), threshold)
-                dual[1, i, j, k], target[1, i, j, k] = u, t - u - u
-                t = (x[i, j, after_k] - here) * hz + dual[2, i, j, k]
-                u = min(max(t, -threshold), threshold)
-                dual[2, i, j, k], target[2, i, j, k] = u, t - u - u
+                t0 = (x[after_i, j, k] - here) * hx + rest * target[0, i, j, k] + more * dual[0, i, j, k]
+                t1 = (x[i, after_j, k] - here) * hy + rest * target[1, i, j, k] + more * dual[1, i, j, k]
+                t2 = (x[i, j, after_k] - here) * hz + rest * target[2, i, j, k] + more * dual[2, i, j, k]
+                u0, u1, u2 = _clip(t0, t1, t2, threshold, isotropic)
+                dual[0, i, j, k], target[0, i, j, k] = u0, t0 - u0 - u0
+                dual[1, i, j, k], target[1, i, j, k] = u1, t1 - u1 - u1
+                dual[2, i, j, k], target[2, i, j, k] = u2, t2 - u2 - u2
+
+
+@njit(cache=True)
+def _strain(v, inverse_size, i, j, k):
+    """The six components (xx, yy, zz, xy, xz, yz) of the symmetrised backward differences of ``v`` at one voxel."""
+    hx, hy, hz = inverse_size
+    half = np.float32(0.5)
+    p, q, r = i - 1, j - 1, k - 1  # -1 is the last plane: periodic
+    x, y, z = v[0, i, j, k], v[1, i, j, k], v[2, i, j, k]
+    return (
+        (x - v[0, p, j, k]) * hx,
+        (y - v[1, i, q, k]) * hy,
+        (z - v[2, i, j, r]) * hz,
+        ((x - v[0, i, q, k]) * hy + (y - v[1, p, j, k]) * hx) * half,
+        ((x - v[0, i, j, r]) * hz + (z - v[2, p, j, k]) * hx) * half,
+        ((y - v[1, i, j, r]) * hz + (z - v[2, i, q, k]) * hy) * half,
+    )
+
+
+@njit(parallel=True, cache=True)
+def symmetric_gradient(v, inverse_size, out):
+    """Symmetrised backward differences of a vector field ``v`` (3, X, Y, Z), per mm, into ``out`` (6, X, Y, Z); periodic.
+
+    Components are xx, yy, zz, xy, xz, yz; the last three stand for two entries of the symmetric tensor each and count twice
+    in inner products and norms. The norm is at most that of the gradient, ``2 sqrt(sum(1 / h^2))``.
+    """
+    for i in prange(v.shape[1]):
+        for j in range(v.shape[2]):
+            for k in range(v.shape[3]):
+                e = _strain(v, inverse_size, i, j, k)
+                for c in range(6):
+                    out[c, i, j, k] = e[c]
+
+
+@njit(parallel=True, cache=True)
+def symmetric_divergence(u, inverse_size, scale, out):
+    """Add ``scale`` times the adjoint of :func:`symmetric_gradient` of ``u`` (6, X, Y, Z) to ``out`` (3, X, Y, Z)."""
+    _, nx, ny, nz = u.shape
+    hx, hy, hz = inverse_size[0] * scale, inverse_size[1] * scale, inverse_size[2] * scale
+    for i in prange(nx):
+        p = i + 1 if i + 1 < nx else 0
+        for j in range(ny):
+            q = j + 1 if j + 1 < ny else 0
+            for k in range(nz):
+                r = k + 1 if k + 1 < nz else 0
+                xy, xz, yz = u[3, i, j, k], u[4, i, j, k], u[5, i, j, k]
+                out[0, i, j, k] -= (u[0, p, j, k] - u[0, i, j, k]) * hx + (u[3, i, q, k] - xy) * hy + (u[4, i, j, r] - xz) * hz
+                out[1, i, j, k] -= (u[3, p, j, k] - xy) * hx + (u[1, i, q, k] - u[1, i, j, k]) * hy + (u[5, i, j, r] - yz) * hz
+                out[2, i, j, k] -= (u[4, p, j, k] - xz) * hx + (u[5, i, q, k] - yz) * hy + (u[2, i, j, r] - u[2, i, j, k]) * hz

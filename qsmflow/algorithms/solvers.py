@@ -2,9 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 
 import numpy as np
+from numba import njit, prange
+
+_LOGGER = logging.getLogger("qsmflow")
+
+
+def note_end(name: str, iterations: int, change: float, tolerance: float) -> None:
+    """Log how an iteration ended: for the record where it reached its tolerance, as a warning where it did not."""
+    if change <= tolerance:
+        _LOGGER.info("%s settled after %d iterations", name, iterations)
+    else:
+        _LOGGER.warning("%s stopped after %d iterations at a change of %.2g, not %.2g", name, iterations, change, tolerance)
 
 
 def dot(a: np.ndarray, b: np.ndarray) -> float:
@@ -66,3 +78,26 @@ def conjugate_gradients(
         direction *= right.dtype.type(energy / before)
         direction += step
     return x
+
+
+def change(now: np.ndarray, before: np.ndarray, mask: np.ndarray) -> float:
+    """Relative change ``||now - before|| / ||now||`` in the mask, accumulated in float64; infinite for a zero ``now``."""
+    square, norm = _squares(now, before, mask).sum(axis=0)
+    return float(np.sqrt(square / norm)) if norm else float("inf")
+
+
+@njit(parallel=True, cache=True)
+def _squares(now, before, mask):
+    """Sums of squares of the difference and of ``now`` for each plane of the first axis, in an order of its own each."""
+    nx, ny, nz = mask.shape
+    sums = np.zeros((nx, 2))
+    for i in prange(nx):
+        square, norm = 0.0, 0.0
+        for j in range(ny):
+            for k in range(nz):
+                if mask[i, j, k]:
+                    step = np.float64(now[i, j, k] - before[i, j, k])
+                    square += step * step
+                    norm += np.float64(now[i, j, k]) ** 2
+        sums[i, 0], sums[i, 1] = square, norm
+    return sums

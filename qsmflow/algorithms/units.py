@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -58,3 +59,30 @@ def rad_to_ppm(rate: np.ndarray, *, b0: float) -> np.ndarray:
     1.0
     """
     return rate / (2 * math.pi * hz_per_ppm(b0=b0))
+
+
+def radians_per_ppm(*, b0: float, echo_times: Sequence[float]) -> float:
+    """Phase that one ppm of field makes at the effective echo time, the mean of all, rad.
+
+    Inversions that compare phases and not fields (``exp(i phase)``) multiply the field by this number. The mean echo time is
+    where the signal of an acquisition stands for the whole; at higher field it is chosen shorter, so that the product
+    hardly depends on the scanner.
+
+    Parameters
+    ----------
+    b0 : float
+        Main field strength, T.
+    echo_times : sequence of float
+        Echo times, s.
+
+    Returns
+    -------
+    float
+        ``2 pi GAMMA_BAR b0 mean(echo_times)``.
+
+    Examples
+    --------
+    >>> round(radians_per_ppm(b0=3.0, echo_times=(0.01, 0.03)), 2)
+    16.05
+    """
+    return 2 * math.pi * hz_per_ppm(b0=b0) * sum(echo_times) / len(echo_times)

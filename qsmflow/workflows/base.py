@@ -253,7 +253,7 @@ class _Acquisition:
         background = plan.method("background") if plan.runs("background") else None
         chain = init_inversion_wf(
             background, plan.method("inversion"), plan.method("reference") if plan.runs("reference") else None,
-            echoes=len(self.echo_times), **self.needs,
+            echo_times=self.echo_times, b0=plan.acquisition.b0, **self.needs,
         )  # fmt: skip
         field = "total_field" if background or plan.recipe.single_step else "local_field"
         self.feed(chain, field=field, field_error="field_error", magnitude="magnitude", mask="mask", region="region")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from nipype.interfaces.utility import IdentityInterface
 from nipype.pipeline.engine import Node, Workflow
 
@@ -14,7 +16,14 @@ from qsmflow.workflows.plan import Method
 
 
 def init_inversion_wf(
-    background: Method | None, inversion: Method, reference: Method | None, *, echoes: int, voxels: int, threads: int
+    background: Method | None,
+    inversion: Method,
+    reference: Method | None,
+    *,
+    echo_times: Sequence[float],
+    b0: float,
+    voxels: int,
+    threads: int,
 ) -> Workflow:
     """Remove the background field, invert the dipole, set the reference.
 
@@ -26,8 +35,12 @@ def init_inversion_wf(
         Dipole inversion.
     reference : Method or None
         Referencing; None leaves the inversion's constant.
-    echoes, voxels, threads : int
-        Number of echoes; voxels of one volume; cores of a node.
+    echo_times : sequence of float
+        Echo times, s.
+    b0 : float
+        Main field strength, T.
+    voxels, threads : int
+        Voxels of one volume; cores of a node.
 
     Inputs
     ------
@@ -55,7 +68,8 @@ def init_inversion_wf(
     results = ["local_field"] * (not single_step) + ["chi", "mask"] + ["shift"] * bool(reference)
     outputs = Node(IdentityInterface(fields=results), name="outputnode")
     needs = {"voxels": voxels, "threads": threads}
-    inverting = method_node(InvertField, "inversion", inversion, volumes=40 + echoes, **needs)
+    inverting = method_node(InvertField, "inversion", inversion, volumes=60 + len(echo_times), **needs)
+    inverting.inputs.trait_set(b0=b0, echo_times=list(echo_times))
     workflow.connect([(inputs, inverting, [("field_error", "field_error"), ("magnitude", "magnitude")])])
     field, mask = (inputs, "field"), (inputs, "mask")
     if background:

@@ -5,7 +5,7 @@ import pytest
 
 from qsmflow.algorithms import operators
 from qsmflow.algorithms.dipole import dipole_kernel, forward_field
-from qsmflow.algorithms.inversion.direct import tikhonov, tkd
+from qsmflow.algorithms.inversion.direct import tikhonov, tkd, tsvd
 from qsmflow.algorithms.inversion.tv import tv
 
 SIZE = 36
@@ -16,6 +16,7 @@ MASK = R < 16
 TILTED = (0, np.sin(np.deg2rad(35)), np.cos(np.deg2rad(35)))
 METHODS = {
     "tkd": lambda f, **c: tkd(f, MASK, **c),
+    "tsvd": lambda f, **c: tsvd(f, MASK, **c),
     "tikhonov": lambda f, **c: tikhonov(f, MASK, **c),
     "gradient": lambda f, **c: tikhonov(f, MASK, penalty="gradient", **c),
     "tv": lambda f, **c: tv(f, MASK, np.ones_like(f), **c),
@@ -32,7 +33,8 @@ def contrast(chi):
 
 @pytest.mark.parametrize("b0_dir", [(0, 0, 1), TILTED])
 @pytest.mark.parametrize(
-    ("method", "low", "high"), [("tkd", 0.8, 1.0), ("tikhonov", 0.65, 0.85), ("gradient", 0.7, 1.05), ("tv", 0.97, 1.03)]
+    ("method", "low", "high"),
+    [("tkd", 0.8, 1.0), ("tsvd", 0.7, 0.95), ("tikhonov", 0.65, 0.85), ("gradient", 0.7, 1.05), ("tv", 0.97, 1.03)],
 )
 def test_sphere(method, low, high, b0_dir):
     chi = METHODS[method](field_of(BALL, b0_dir), voxel_size=(1, 1, 1), b0_dir=b0_dir)
@@ -55,6 +57,13 @@ def test_tkd_bias_is_the_mean_of_the_kernel_ratio(threshold, bias):
     """``correct`` divides by the mean of D/D_t over all directions (reference values by quadrature)."""
     field, context = field_of(BALL), {"voxel_size": (1, 1, 1), "b0_dir": (0, 0, 1), "threshold": threshold}
     plain, corrected = tkd(field, MASK, **context), tkd(field, MASK, correct=True, **context)
+    assert contrast(plain) / contrast(corrected) == pytest.approx(bias, abs=1e-3)
+
+
+@pytest.mark.parametrize(("threshold", "bias"), [(0.05, 0.9135), (0.1, 0.8250), (0.15, 0.7332), (0.2, 0.6350), (0.25, 0.5249)])
+def test_tsvd_bias_is_the_share_of_directions_that_are_kept(threshold, bias):
+    field, context = field_of(BALL), {"voxel_size": (1, 1, 1), "b0_dir": (0, 0, 1), "threshold": threshold}
+    plain, corrected = tsvd(field, MASK, **context), tsvd(field, MASK, correct=True, **context)
     assert contrast(plain) / contrast(corrected) == pytest.approx(bias, abs=1e-3)
 
 
@@ -144,13 +153,35 @@ def test_gradient_and_divergence_are_adjoint_and_match_their_spectrum():
     assert np.abs(back - spectral).max() < 1e-4 * np.abs(spectral).max()
 
 
-def test_shrinkage_splits_the_gradient():
-    """target + 2 dual = grad x + old dual, and the dual stays within the threshold."""
+@pytest.mark.parametrize("isotropic", [False, True])
+def test_shrinkage_splits_the_gradient(isotropic):
+    """target + 2 dual = grad x + old dual, the dual stays within the threshold, and the target shrinks along it."""
     rng = np.random.default_rng(4)
     shape, ones = (6, 7, 8), (np.float32(1),) * 3
     x, old = rng.normal(size=shape).astype(np.float32), rng.normal(size=(3, *shape)).astype(np.float32)
-    gradient, dual, target = np.empty((3, *shape), np.float32), old.copy(), np.empty((3, *shape), np.float32)
+    gradient, dual, target = np.empty((3, *shape), np.float32), old.copy(), np.zeros((3, *shape), np.float32)
     operators.gradient(x, ones, gradient)
-    operators.shrink_gradient(x, ones, np.float32(0.5), dual, target)
-    assert np.abs(dual).max() <= 0.5
+    operators.shrink_gradient(x, ones, np.float32(0.5), isotropic, np.float32(1), dual, target)
+    size = np.sqrt((dual**2).sum(axis=0)) if isotropic else np.abs(dual)
+    assert 0.499 < size.max() <= 0.5001
     assert np.allclose(target + 2 * dual, gradient + old, atol=1e-5)
+    if isotropic:
+        shrunk = target + dual
+        assert np.allclose(np.cross(shrunk, dual, axis=0), 0, atol=1e-4)
+
+
+def test_symmetric_gradient_and_its_divergence_are_adjoint():
+    """With the off-diagonal components, which stand for two each, counted twice; a constant and a rotation have no strain."""
+    rng = np.random.default_rng(5)
+    shape, inverse = (9, 10, 11), tuple(np.float32(v) for v in (1.0, 0.5, 2.0))
+    v, u = rng.normal(size=(3, *shape)).astype(np.float32), rng.normal(size=(6, *shape)).astype(np.float32)
+    strain, back = np.empty_like(u), np.zeros_like(v)
+    operators.symmetric_gradient(v, inverse, strain)
+    operators.symmetric_divergence(u, inverse, np.float32(1), back)
+    twice = np.array([1, 1, 1, 2, 2, 2]).reshape(6, 1, 1, 1)
+    assert (twice * strain * u).sum() == pytest.approx(np.vdot(v, back), rel=1e-4)
+    x, y, z = np.meshgrid(*(np.arange(n, dtype=np.float32) / i for n, i in zip(shape, inverse, strict=True)), indexing="ij")
+    rotation = np.stack([z - y, x, -x])
+    operators.symmetric_gradient(rotation, inverse, strain)
+    assert np.abs(strain[:, 1:, 1:, 1:]).max() < 1e-5
+    assert np.abs(strain).max() > 1

@@ -11,8 +11,8 @@ from numba import njit, prange
 from qsmflow.algorithms import fourier, operators
 from qsmflow.algorithms.background import smv
 from qsmflow.algorithms.dipole import dipole_kernel
-from qsmflow.algorithms.inversion.tv import change
 from qsmflow.algorithms.singlestep import second_order
+from qsmflow.algorithms.solvers import change
 from qsmflow.algorithms.weights import error_weights
 
 #: Ratio of successive radii: few transforms, and no voxel is left to a sphere much smaller than the one that fits.
@@ -120,8 +120,8 @@ def sstv(
         spectrum += step
         spectrum *= inverse
         previous, chi = chi, fourier.irfftn(spectrum, shape)
-        operators.shrink_gradient(chi, size, np.float32(lambda_ / rho), dual, target)
-        if change(chi, previous) < tolerance:
+        operators.shrink_gradient(chi, size, np.float32(lambda_ / rho), True, np.float32(1), dual, target)
+        if change(chi, previous, mask) < tolerance:
             break
     return data.cropped(chi, mask)
 
@@ -230,7 +230,7 @@ def sstgv(
         second_order.shrink_first(chi, slope, size, threshold, dual, target)
         second_order.symmetrised_gradient(slope, size, tensor)
         second_order.shrink_second(tensor, threshold, dual_second)
-        if change(chi, previous) < tolerance:
+        if change(chi, previous, mask) < tolerance:
             break
     return data.cropped(chi, mask)
 

@@ -9,7 +9,7 @@ import numpy as np
 from numba import njit, prange
 from scipy import ndimage as ndi
 
-from qsmflow.algorithms.inversion.tv import change
+from qsmflow.algorithms.solvers import change
 from qsmflow.algorithms.weights import error_weights
 
 #: Iterations between two looks at how much the susceptibility still changes.
@@ -104,7 +104,7 @@ def tgv(
     for iteration in range(1, iterations + 1):
         _iterate(problem, state, lambda_, ratio)
         if iteration % _LOOK == 0:
-            if change(state.chi, previous) < tolerance:
+            if change(state.chi, previous, inside) < tolerance:
                 break
             previous[:] = state.chi
     result = np.zeros(mask.shape, np.float32)
