@@ -158,7 +158,12 @@ STAGES = {
         Stage("relaxometry", "relaxometry", ("magnitude", "phase", "mask"), ("r2star", "t2star", "s0")),
         Stage("mask", "masking", ("magnitude", "quality", "prior"), ("mask",)),
         Stage("background", "background field removal", ("total_field", "mask", "field_error"), ("local_field", "mask")),
-        Stage("inversion", "dipole inversion", ("local_field", "total_field", "mask", "field_error", "magnitude"), ("chi",)),
+        Stage(
+            "inversion",
+            "dipole inversion",
+            ("local_field", "total_field", "mask", "field_error", "magnitude", "r2star"),
+            ("chi",),
+        ),
         Stage("reference", "referencing", ("chi", "mask", "r2star", "region"), ("chi", "shift"), optional=True),
         Stage(
             "swi",
@@ -230,7 +235,7 @@ ALGORITHMS = (
         "readout",
         "bipolar",
         "readout:bipolar",
-        ("li2015",),
+        ("li2015bipolar",),
         "Odd and even echoes were tested for the phase difference of a bipolar readout (linear, and smooth over {sigma} mm);"
         " it was removed where its root mean square reached {threshold} rad.",
     ),
@@ -494,6 +499,48 @@ ALGORITHMS = (
         ("langkammer2015", "chambolle2011"),
         "Susceptibility was computed from the Laplacian of the total field in a single step with second-order total generalised"
         " variation (TGV-QSM; weight {lambda_}, ratio {ratio}, at most {iterations} primal-dual iterations).",
+    ),
+    Algorithm(
+        "inversion",
+        "medi",
+        "inversion.medi:medi",
+        ("liu2011medi", "liu2012", "liu2013"),
+        "Susceptibility was computed by morphology-enabled dipole inversion (MEDI; {data} data term, weight {lambda_}, {edges}"
+        " of the magnitude's gradients taken for edges, MERIT: {merit}, spherical mean values of {smv_radius} mm).",
+    ),
+    Algorithm(
+        "inversion",
+        "medi0",
+        "inversion.medi:medi0",
+        ("liu2013", "liu2018"),
+        "Susceptibility was computed by morphology-enabled dipole inversion with the ventricles' fluid (R2* below"
+        " {fluid_r2star} 1/s) made uniform and zero (MEDI+0; {data} data term, weight {lambda_}, weight of the"
+        " fluid {fluid_weight}).",
+    ),
+    Algorithm(
+        "inversion",
+        "ilsqr",
+        "inversion.ilsqr:ilsqr",
+        ("li2011", "li2015"),
+        "Susceptibility was computed by iterative least squares with streaks estimated within {cone} of the zero cone of the"
+        " dipole kernel and subtracted (iLSQR; at most {iterations} iterations).",
+    ),
+    Algorithm(
+        "inversion",
+        "star",
+        "inversion.star:star",
+        ("wei2015",),
+        "Susceptibility was computed by total variation at two levels (STAR): sources beyond {strong} ppm with a weight of"
+        " {lambda_strong}, the rest with a weight of {lambda_}.",
+        experimental=True,
+    ),
+    Algorithm(
+        "inversion",
+        "tfi",
+        "singlestep.tfi:tfi",
+        ("liu2017",),
+        "Susceptibility was computed from the total field by preconditioned total field inversion (TFI; {data} data term,"
+        " weight {lambda_}, preconditioner {outside} outside the brain, started from a projection onto dipole fields).",
     ),
     Algorithm(
         "reference",

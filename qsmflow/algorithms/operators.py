@@ -147,3 +147,62 @@ def symmetric_divergence(u, inverse_size, scale, out):
                 out[0, i, j, k] -= (u[0, p, j, k] - u[0, i, j, k]) * hx + (u[3, i, q, k] - xy) * hy + (u[4, i, j, r] - xz) * hz
                 out[1, i, j, k] -= (u[3, p, j, k] - xy) * hx + (u[1, i, q, k] - u[1, i, j, k]) * hy + (u[5, i, j, r] - yz) * hz
                 out[2, i, j, k] -= (u[4, p, j, k] - xz) * hx + (u[5, i, q, k] - yz) * hy + (u[2, i, j, r] - u[2, i, j, k]) * hz
+
+
+@njit(parallel=True, cache=True)
+def lagged_diffusivity(x, edges, inverse_size, smoothing, out):
+    """Weights ``edges / sqrt(|d x|^2 + smoothing^2)`` of each component of the gradient, into ``out`` (3, X, Y, Z); periodic.
+
+    With them :func:`diffuse` is the derivative of the smoothed ``||edges grad x||_1``. ``edges`` is uint8.
+    """
+    nx, ny, nz = x.shape
+    hx, hy, hz = inverse_size
+    square = smoothing * smoothing
+    for i in prange(nx):
+        after_i = i + 1 if i + 1 < nx else 0
+        for j in range(ny):
+            after_j = j + 1 if j + 1 < ny else 0
+            for k in range(nz):
+                after_k = k + 1 if k + 1 < nz else 0
+                here = x[i, j, k]
+                d = (x[after_i, j, k] - here) * hx
+                out[0, i, j, k] = np.float32(edges[0, i, j, k]) / np.sqrt(d * d + square)
+                d = (x[i, after_j, k] - here) * hy
+                out[1, i, j, k] = np.float32(edges[1, i, j, k]) / np.sqrt(d * d + square)
+                d = (x[i, j, after_k] - here) * hz
+                out[2, i, j, k] = np.float32(edges[2, i, j, k]) / np.sqrt(d * d + square)
+
+
+@njit(parallel=True, cache=True)
+def diffuse(x, weights, inverse_size, factor, out):
+    """``out += factor E^H (weights E x)`` with E the :func:`gradient`, in one pass."""
+    nx, ny, nz = x.shape
+    hx, hy, hz = inverse_size
+    ax, ay, az = factor * hx * hx, factor * hy * hy, factor * hz * hz
+    for i in prange(nx):
+        after_i = i + 1 if i + 1 < nx else 0
+        before_i = i - 1 if i > 0 else nx - 1
+        for j in range(ny):
+            after_j = j + 1 if j + 1 < ny else 0
+            before_j = j - 1 if j > 0 else ny - 1
+            for k in range(nz):
+                after_k = k + 1 if k + 1 < nz else 0
+                before_k = k - 1 if k > 0 else nz - 1
+                here = x[i, j, k]
+                out[i, j, k] += (
+                    ax
+                    * (
+                        weights[0, i, j, k] * (here - x[after_i, j, k])
+                        + weights[0, before_i, j, k] * (here - x[before_i, j, k])
+                    )
+                    + ay
+                    * (
+                        weights[1, i, j, k] * (here - x[i, after_j, k])
+                        + weights[1, i, before_j, k] * (here - x[i, before_j, k])
+                    )
+                    + az
+                    * (
+                        weights[2, i, j, k] * (here - x[i, j, after_k])
+                        + weights[2, i, j, before_k] * (here - x[i, j, before_k])
+                    )
+                )

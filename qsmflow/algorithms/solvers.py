@@ -21,7 +21,7 @@ def note_end(name: str, iterations: int, change: float, tolerance: float) -> Non
 
 def dot(a: np.ndarray, b: np.ndarray) -> float:
     """Inner product of two real arrays, accumulated in float64 (float32 sums over 1e7 voxels lose orthogonality)."""
-    return float(np.einsum("i,i->", a.ravel(), b.ravel(), dtype=np.float64))
+    return float(_products(a.ravel(), b.ravel()).sum())
 
 
 def conjugate_gradients(
@@ -61,22 +61,20 @@ def conjugate_gradients(
     >>> conjugate_gradients(lambda x: np.array([2, 4]) * x, np.array([2.0, 8.0]), iterations=5, tolerance=1e-9)
     array([1., 2.])
     """
-    x = np.zeros_like(right)
-    residual = right.copy()
+    x = np.zeros(right.shape, right.dtype)
+    residual = right.copy("C")
     step = residual if preconditioner is None else preconditioner(residual)
-    direction = step.copy()
+    direction = step.copy("C")
     energy = start = dot(residual, step)
     for _ in range(iterations):
         if energy <= tolerance**2 * start:
             break
         applied = operator(direction)
         length = right.dtype.type(energy / dot(direction, applied))
-        x += length * direction
-        residual -= length * applied
+        squares = _advance(x.ravel(), residual.ravel(), direction.ravel(), applied.ravel(), length)
         step = residual if preconditioner is None else preconditioner(residual)
-        energy, before = dot(residual, step), energy
-        direction *= right.dtype.type(energy / before)
-        direction += step
+        energy, before = float(squares.sum()) if preconditioner is None else dot(residual, step), energy
+        _turn(direction.ravel(), step.ravel(), right.dtype.type(energy / before))
     return x
 
 
@@ -101,3 +99,43 @@ def _squares(now, before, mask):
                     norm += np.float64(now[i, j, k]) ** 2
         sums[i, 0], sums[i, 1] = square, norm
     return sums
+
+
+#: Elements summed in one go: sums do not depend on the number of threads.
+_BLOCK = 1 << 14
+
+
+@njit(parallel=True, cache=True)
+def _products(a, b):
+    """Sum of products of each block, float64."""
+    blocks = (a.size + _BLOCK - 1) // _BLOCK
+    sums = np.empty(blocks)
+    for block in prange(blocks):
+        total = 0.0
+        for i in range(block * _BLOCK, min(a.size, (block + 1) * _BLOCK)):
+            total += np.float64(a[i]) * np.float64(b[i])
+        sums[block] = total
+    return sums
+
+
+@njit(parallel=True, cache=True)
+def _advance(x, residual, direction, applied, length):
+    """``x += length direction`` and ``residual -= length applied``; the sums of squares of the residual by blocks, float64."""
+    blocks = (x.size + _BLOCK - 1) // _BLOCK
+    sums = np.empty(blocks)
+    for block in prange(blocks):
+        total = 0.0
+        for i in range(block * _BLOCK, min(x.size, (block + 1) * _BLOCK)):
+            x[i] += length * direction[i]
+            left = residual[i] - length * applied[i]
+            residual[i] = left
+            total += np.float64(left) * np.float64(left)
+        sums[block] = total
+    return sums
+
+
+@njit(parallel=True, cache=True)
+def _turn(direction, step, share):
+    """``direction = step + share direction``, in place."""
+    for i in prange(direction.size):
+        direction[i] = step[i] + share * direction[i]

@@ -48,7 +48,7 @@ def init_inversion_wf(
         Total field (local, if that is what the inversion gets without ``background``) and its standard deviation, ppm;
         magnitude of all echoes; where the field is known.
     r2star, region : file
-        R2* and the reference region, for references that need them.
+        R2* and the reference region, for methods that need them.
 
     Outputs
     -------
@@ -71,6 +71,8 @@ def init_inversion_wf(
     inverting = method_node(InvertField, "inversion", inversion, volumes=60 + len(echo_times), **needs)
     inverting.inputs.trait_set(b0=b0, echo_times=list(echo_times))
     workflow.connect([(inputs, inverting, [("field_error", "field_error"), ("magnitude", "magnitude")])])
+    if "r2star" in registry.find("inversion", inversion.name).arrays:
+        workflow.connect(inputs, "r2star", inverting, "r2star")
     field, mask = (inputs, "field"), (inputs, "mask")
     if background:
         removal = method_node(RemoveBackground, "background_removal", background, volumes=40, **needs)

@@ -124,6 +124,8 @@ def plan_acquisition(acquisition: Acquisition, recipe: Recipe, execution: Execut
     recipe, reasons = _coils(recipe, acquisition)
     notices += reasons
     skipped |= _skipped_stages(acquisition, recipe, given, magnitude)
+    if "needs" in skipped.get("inversion", ""):
+        notices.append(f"no susceptibility, because {skipped['inversion']}")
     if "brain_mask" in given and not recipe.mask_file:
         skipped["mask"] = "the mask was given"
     atlas, regions = None, ""
@@ -209,12 +211,17 @@ def _skipped_stages(acquisition: Acquisition, recipe: Recipe, given: Mapping[str
             skipped["background"] = SINGLE_STEP
     if acquisition.coils == 1:
         skipped["coils"] = COMBINED
+    needed = registry.find("inversion", recipe.inversion).arrays if "inversion" not in skipped else ()
     if not magnitude:
         skipped["relaxometry"] = "no magnitude"
     elif len(acquisition.echo_times) < 2:
         skipped["relaxometry"] = "one echo"
-    elif "r2star" not in recipe.outputs and not (recipe.reference == "csf" and recipe.needs_chi):
+    elif "r2star" not in recipe.outputs and not (recipe.reference == "csf" and recipe.needs_chi) and "r2star" not in needed:
         skipped["relaxometry"] = "not asked for"
+    if "magnitude" in needed and not magnitude:
+        skipped |= dict.fromkeys(_TO_CHI, f"{recipe.inversion} needs the magnitude, and there is none")
+    elif "r2star" in needed and "relaxometry" in skipped:
+        skipped |= dict.fromkeys(_TO_CHI, f"{recipe.inversion} needs R2*, but there is {skipped['relaxometry']}")
     if "swi" not in recipe.outputs or recipe.swi == "none":
         skipped["swi"] = "not asked for"
     elif not (acquisition.phase or acquisition.real):

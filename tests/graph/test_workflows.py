@@ -508,6 +508,24 @@ def test_reference_that_cannot_be_found_is_told(study, settings):
     assert any("csf" in notice for notice in node(graph, "sub_01.report").inputs.notices)
 
 
+@pytest.mark.parametrize("settings", [{"echoes": 1}, {"parts": ("phase",)}])
+def test_inversion_that_needs_what_is_not_there_is_told(study, settings):
+    study.scan(**settings)
+    graph = study.graph(Recipe(inversion="medi0"))
+    assert INVERT not in names(graph)
+    assert any("medi0 needs" in notice for notice in node(graph, "sub_01.report").inputs.notices)
+
+
+def test_inversion_gets_r2star_if_it_asks(study):
+    study.scan()
+    for inversion, wanted in (("medi0", True), ("medi", False)):
+        graph = study.graph(Recipe(inversion=inversion, outputs=("qsm",), output_spaces=("GRE",)))
+        assert ("relaxometry" in names(graph)) == wanted
+        fields = {field for _, _, data in graph.in_edges(node(graph, INVERT), data=True) for _, field in data["connect"]}
+        assert ("r2star" in fields) == wanted
+        assert len(node(graph, INVERT).inputs.echo_times) == 3
+
+
 @pytest.mark.parametrize("outputs", [("qsm", "rois"), ("qsm",)])
 def test_output_space_t1w(study, outputs):
     study.scan()

@@ -71,7 +71,7 @@ def phantom(noise: float = 0.2) -> dict[str, np.ndarray]:
     local = forward_field(chi, b0_dir=CONTEXT["b0_dir"], **grid) * mask
     ramp = 0.03 * np.arange(SHAPE[0], dtype=np.float32)[:, None, None]  # as a shim leaves it
     total = local + ramp + forward_field(outside, b0_dir=CONTEXT["b0_dir"], **grid)
-    fluid = simulation.sphere(SHAPE, radius=9.0, **grid) > 0.5
+    fluid = (simulation.sphere(SHAPE, radius=9.0, **grid) > 0.5) & (chi == 0)  # fluid is all the same
     slope = np.abs(np.arange(SHAPE[2]) - SHAPE[2] // 2, dtype=np.float32)
     r2star = np.where(fluid, 1 + 2 * slope, 20 + 200 * np.abs(chi))
     times = np.array(CONTEXT["echo_times"], np.float32)
