@@ -49,6 +49,7 @@ def main() -> None:
     parser.add_argument("--sub", default="01", help="label of the subject")
     parser.add_argument("--threads", type=int, default=1, help="threads of the transforms and of every method")
     parser.add_argument("--repeats", type=int, default=3, help="measured runs of every method")
+    parser.add_argument("--stage", help="measure the methods of this stage alone")
     parser.add_argument("--one", nargs=3, metavar=("STAGE", "METHOD", "FOLDER"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.one:
@@ -89,6 +90,8 @@ def measurements(
 ) -> Iterator[tuple[tuple[str, str], dict[str, float]]]:
     """(stage, method) and what was measured, each in a fresh process."""
     for stage, name in steps:
+        if args.stage not in (None, stage):
+            continue
         command = [sys.executable, __file__, "--one", stage, name, folder]
         command += ["--threads", str(args.threads), "--repeats", str(args.repeats)]
         environment = os.environ | thread_environment(args.threads)
@@ -163,6 +166,8 @@ def report(head: Head, recipe: Recipe, found: dict[tuple[str, str], dict[str, fl
     for (stage, name), values in found.items():
         numbers = f"{values['transforms']:.0f} | {values['spread']:.0%} | {values['seconds']:.2f} | {values['volumes']:.1f}"
         print(f"| {stage} | {name} | {numbers} |")
+    if not found.keys() >= {*recipe.methods, *(helper[:2] for helper in _HELPERS)} - {("coils", recipe.coils)}:
+        return
     methods = [(stage, name, 1) for stage, name in recipe.methods if stage not in ("coils", "relaxometry")]
     total = sum(times * found[stage, name]["transforms"] for stage, name, times in (*methods, *_HELPERS))
     largest = max(found[stage, name]["volumes"] for stage, name, _ in (*methods, *_HELPERS))

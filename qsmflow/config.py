@@ -3,10 +3,10 @@
 Both are frozen and passed by hand; there is no global state. A recipe is read from and written to TOML::
 
     name = "consensus"
-    background = "pdf"
+    background = "resharp"
     mask = "template & quality"
 
-    [parameters.pdf]
+    [parameters.resharp]
     iterations = 60
 """
 
@@ -73,7 +73,7 @@ class Recipe:
     field: str = "wls"
     relaxometry: str = "arlo"
     mask: str = "template & quality"
-    background: str = "pdf"
+    background: str = "resharp"
     inversion: str = "tv"
     reference: str = "brain"
     reference_region: str = ""

@@ -381,13 +381,46 @@ ALGORITHMS = (
         ("wu2012", "li2011"),
         "The background field was removed by V-SHARP with radii from {max_radius} to {min_radius} mm and a deconvolution"
         " threshold of {threshold}.",
+        version=2,
+    ),
+    Algorithm(
+        "background",
+        "sharp",
+        "background.vsharp:sharp",
+        ("schweser2011",),
+        "The background field was removed by SHARP with a radius of {radius} mm and a deconvolution threshold of {threshold}.",
+    ),
+    Algorithm(
+        "background",
+        "smv",
+        "background.vsharp:smv_filter",
+        ("schweser2011",),
+        "The background field was removed by subtracting the mean over spheres of {radius} mm, without deconvolution.",
     ),
     Algorithm(
         "background",
         "resharp",
         "background.resharp:resharp",
         ("sun2014",),
-        "The background field was removed by RESHARP with a radius of {radius} mm and a Tikhonov weight of {lambda_}.",
+        "The background field was removed by RESHARP with a radius of {radius} mm and a penalty of weight {lambda_} (prior:"
+        " {prior}).",
+        version=2,
+    ),
+    Algorithm(
+        "background",
+        "ismv",
+        "background.ismv:ismv",
+        ("wen2014",),
+        "The background field was removed by iterated spherical means (iSMV) with a radius of {radius} mm and at most"
+        " {iterations} iterations.",
+    ),
+    Algorithm(
+        "background",
+        "lbv",
+        "background.lbv:lbv",
+        ("zhou2014",),
+        "The background field was removed by solving the Laplacian boundary value problem (LBV) after {peel} layers of voxels"
+        " had been taken off.",
     ),
     Algorithm(
         "background",
@@ -396,6 +429,24 @@ ALGORITHMS = (
         ("liu2011pdf",),
         "The background field was removed by projection onto dipole fields (PDF; at most {iterations} iterations, tolerance"
         " {tolerance}).",
+        version=2,
+    ),
+    Algorithm(
+        "background",
+        "harperella",
+        "background.harperella:harperella",
+        ("li2014",),
+        "The background field was removed by HARPERELLA from the Laplacian of the combined phase with a radius of {radius} mm.",
+        experimental=True,
+    ),
+    Algorithm(
+        "background",
+        "iharperella",
+        "background.harperella:iharperella",
+        ("li2014",),
+        "The background field was removed by iHARPERELLA from the Laplacian of the combined phase (at most {iterations}"
+        " iterations).",
+        experimental=True,
     ),
     Algorithm(
         "inversion",

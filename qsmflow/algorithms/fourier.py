@@ -51,9 +51,16 @@ def irfftn(spectrum: np.ndarray, shape: Sequence[int], crop: Sequence[int] | Non
 
 def convolve(volume: np.ndarray, spectrum: np.ndarray, shape: Sequence[int]) -> np.ndarray:
     """Circular convolution on the grid ``shape`` of a zero-padded volume with a kernel given by its half spectrum; cropped."""
+    return convolve_onto(volume, spectrum, shape, volume.shape)
+
+
+def convolve_onto(
+    volume: np.ndarray, spectrum: np.ndarray, shape: Sequence[int], crop: Sequence[int] | None = None
+) -> np.ndarray:
+    """The same, given on another part of the grid: cropped to ``crop``, or all of it."""
     product = rfftn(volume, shape)
     product *= spectrum
-    return irfftn(product, shape, volume.shape)
+    return irfftn(product, shape, crop)
 
 
 def frequencies(shape: Sequence[int], voxel_size: Sequence[float], half: bool = True) -> list[np.ndarray]:
@@ -67,10 +74,15 @@ def frequencies(shape: Sequence[int], voxel_size: Sequence[float], half: bool = 
 
 def power(spectrum: np.ndarray, last: int) -> float:
     """Sum of squares over the whole spectrum whose last axis (length ``last``) is stored halved; float64."""
-    twice = np.full(spectrum.shape[-1], 2.0)
+    return inner(spectrum, spectrum, last)
+
+
+def inner(a: np.ndarray, b: np.ndarray, last: int) -> float:
+    """Inner product of two real volumes, times their size, from their half spectra (last axis of length ``last``); float64."""
+    twice = np.full(a.shape[-1], 2.0)
     twice[0] = 1.0
     if last % 2 == 0:
         twice[-1] = 1.0
-    squares = np.einsum("ijk,ijk->k", spectrum.real, spectrum.real, dtype=np.float64)
-    squares += np.einsum("ijk,ijk->k", spectrum.imag, spectrum.imag, dtype=np.float64)
-    return float(squares @ twice)
+    sums = np.einsum("ijk,ijk->k", a.real, b.real, dtype=np.float64)
+    sums += np.einsum("ijk,ijk->k", a.imag, b.imag, dtype=np.float64)
+    return float(sums @ twice)

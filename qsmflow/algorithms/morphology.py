@@ -45,6 +45,25 @@ def open_(mask: np.ndarray, radius: float, voxel_size: Sequence[float]) -> np.nd
     return dilate(erode(mask, radius, voxel_size), radius, voxel_size) & mask
 
 
+def bounding_box(mask: np.ndarray) -> tuple[slice, ...]:
+    """The smallest block of the grid that holds the mask; work on it instead of the whole grid is cheaper.
+
+    Raises
+    ------
+    ValueError
+        If the mask is empty.
+
+    Examples
+    --------
+    >>> bounding_box(np.array([[[0, 0, 1, 1, 0]]], bool))
+    (slice(0, 1, None), slice(0, 1, None), slice(2, 4, None))
+    """
+    lines = [mask.any(axis=tuple(a for a in range(mask.ndim) if a != axis)).nonzero()[0] for axis in range(mask.ndim)]
+    if not lines[0].size:
+        raise ValueError("the mask is empty")
+    return tuple(slice(int(line[0]), int(line[-1]) + 1) for line in lines)
+
+
 def largest(mask: np.ndarray) -> np.ndarray:
     """The largest component of voxels that share faces (the first one, if several are as large).
 

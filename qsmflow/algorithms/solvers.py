@@ -31,21 +31,24 @@ def conjugate_gradients(
     iterations: int,
     tolerance: float,
     preconditioner: Callable[[np.ndarray], np.ndarray] | None = None,
+    inner: Callable[[np.ndarray, np.ndarray], float] = dot,
 ) -> np.ndarray:
     """Solve ``A x = b`` for a symmetric positive (semi-)definite operator, from zero.
 
     Parameters
     ----------
     operator : callable
-        Gives ``A x`` for an array shaped like ``right``; may reuse neither its argument nor its result.
+        Gives ``A x`` for an array shaped like ``right``; must return an array of its own, which is used up.
     right : ndarray
-        ``b``, real; left alone.
+        ``b``; left alone.
     iterations : int
         Largest number of iterations.
     tolerance : float
         Stop when the (preconditioned) residual norm has fallen by this factor.
     preconditioner : callable, optional
         Symmetric positive approximation of the inverse of ``A``.
+    inner : callable
+        The inner product in which ``A`` is symmetric, for unknowns that are no plain real arrays (half spectra).
 
     Returns
     -------
@@ -65,15 +68,16 @@ def conjugate_gradients(
     residual = right.copy("C")
     step = residual if preconditioner is None else preconditioner(residual)
     direction = step.copy("C")
-    energy = start = dot(residual, step)
+    energy = start = inner(residual, step)
     for _ in range(iterations):
         if energy <= tolerance**2 * start:
             break
         applied = operator(direction)
-        length = right.dtype.type(energy / dot(direction, applied))
-        squares = _advance(x.ravel(), residual.ravel(), direction.ravel(), applied.ravel(), length)
+        length = right.dtype.type(energy / inner(direction, applied))
+        _advance(x.ravel(), residual.ravel(), direction.ravel(), applied.ravel(), length)
+        del applied  # frees a volume before the next transform
         step = residual if preconditioner is None else preconditioner(residual)
-        energy, before = float(squares.sum()) if preconditioner is None else dot(residual, step), energy
+        energy, before = inner(residual, step), energy
         _turn(direction.ravel(), step.ravel(), right.dtype.type(energy / before))
     return x
 
@@ -120,18 +124,10 @@ def _products(a, b):
 
 @njit(parallel=True, cache=True)
 def _advance(x, residual, direction, applied, length):
-    """``x += length direction`` and ``residual -= length applied``; the sums of squares of the residual by blocks, float64."""
-    blocks = (x.size + _BLOCK - 1) // _BLOCK
-    sums = np.empty(blocks)
-    for block in prange(blocks):
-        total = 0.0
-        for i in range(block * _BLOCK, min(x.size, (block + 1) * _BLOCK)):
-            x[i] += length * direction[i]
-            left = residual[i] - length * applied[i]
-            residual[i] = left
-            total += np.float64(left) * np.float64(left)
-        sums[block] = total
-    return sums
+    """``x += length direction`` and ``residual -= length applied``, in place."""
+    for i in prange(x.size):
+        x[i] += length * direction[i]
+        residual[i] -= length * applied[i]
 
 
 @njit(parallel=True, cache=True)

@@ -55,7 +55,7 @@ ROWS = [
     ("--field", "complexfield", lambda r, e, m: r.field == "complexfield"),
     ("--relaxometry", "arlo", lambda r, e, m: r.relaxometry == "arlo"),
     ("--mask", "threshold&quality", lambda r, e, m: r.mask_methods == ("threshold", "quality")),
-    ("--background", "resharp", lambda r, e, m: r.background == "resharp"),
+    ("--background", "pdf", lambda r, e, m: r.background == "pdf"),
     ("--inversion", "tikhonov", lambda r, e, m: r.inversion == "tikhonov"),
     ("--reference", "csf", lambda r, e, m: r.reference == "csf"),
     ("--reference-region", "thalamus", lambda r, e, m: (r.reference, r.reference_region) == ("region", "thalamus")),

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from qsmflow.algorithms import fourier, solvers
+from qsmflow.algorithms import fourier, morphology, solvers
 from qsmflow.algorithms.dipole import dipole_kernel
 from qsmflow.algorithms.weights import error_weights
 
@@ -18,7 +18,7 @@ def pdf(
     *,
     voxel_size: Sequence[float],
     b0_dir: Sequence[float],
-    iterations: int = 50,
+    iterations: int = 40,
     tolerance: float = 1e-3,
     margin: float = 40.0,
     weighted: bool = True,
@@ -42,7 +42,8 @@ def pdf(
     tolerance : float
         Stop when the residual of the normal equations has fallen by this factor.
     margin : float
-        Width of the border around the grid that may hold sources and keeps periodic copies apart, mm.
+        Width of the border around the mask's bounding box, both sides together, mm. It may hold sources, and keeps periodic
+        copies apart.
     weighted : bool
         Weight voxels with the inverse of their field error instead of equally.
 
@@ -77,23 +78,66 @@ def pdf(
     >>> bool(local.std() < 0.03 * field.std())
     True
     """
-    shape = fourier.padded_shape(mask.shape, [int(np.ceil(margin / h)) for h in voxel_size])
-    corner = tuple(slice(n) for n in mask.shape)
+    box = morphology.bounding_box(mask)
+    inside, field = mask[box], total_field[box]
+    shape = fourier.padded_shape(inside.shape, [int(np.ceil(margin / h)) for h in voxel_size])
     kernel = dipole_kernel(shape, voxel_size=voxel_size, b0_dir=b0_dir, space="image")
-    outside = np.ones(shape, np.float32)
-    outside[corner] = ~mask
-    weight = np.zeros(mask.shape, np.float32)
-    weight[mask] = error_weights(field_error, mask)[mask] if weighted else 1
-    squared = np.zeros(shape, np.float32)
-    squared[corner] = weight**2
-    field = np.zeros(shape, np.float32)
-    field[corner] = np.where(mask, total_field - np.average(total_field[mask], weights=weight[mask] ** 2), 0)
+    squared = inside.astype(np.float32)
+    if weighted:
+        squared *= error_weights(field_error[box], inside) ** 2
+    field = np.where(inside, field - np.average(field[inside], weights=squared[inside]), 0).astype(np.float32)
+    local = np.zeros(mask.shape, np.float32)
+    sources = outer_sources(field, squared, inside, kernel, shape, iterations=iterations, tolerance=tolerance)
+    local[box] = inside * (field - fourier.convolve_onto(sources, kernel, shape, inside.shape))
+    return local, mask.copy()
 
-    def adjoint(residual):
-        return outside * fourier.convolve(squared * residual, kernel, shape)
 
-    sources = solvers.conjugate_gradients(
-        lambda x: adjoint(fourier.convolve(x, kernel, shape)), adjoint(field), iterations=iterations, tolerance=tolerance
+def outer_sources(
+    field: np.ndarray,
+    squared: np.ndarray,
+    inside: np.ndarray,
+    kernel: np.ndarray,
+    shape: Sequence[int],
+    *,
+    iterations: int,
+    tolerance: float,
+    preconditioner: Callable[[np.ndarray], np.ndarray] | None = None,
+) -> np.ndarray:
+    """The sources outside a mask that explain a field best.
+
+    Parameters
+    ----------
+    field : ndarray, (X, Y, Z)
+        The field.
+    squared : ndarray, (X, Y, Z)
+        Squared weights of its voxels, 0 where it is not known.
+    inside : ndarray of bool, (X, Y, Z)
+        Where no source may be.
+    kernel : ndarray
+        Half spectrum of the field K of a unit source, on the grid ``shape``, which may be larger than the field's.
+    shape : sequence of int, (3,)
+        Grid of the transforms; all of it but ``inside`` may hold sources.
+    iterations, tolerance, preconditioner : int, float, callable
+        Of the conjugate gradients; the preconditioner must leave sources inside the mask at 0.
+
+    Returns
+    -------
+    ndarray, ``shape``
+        ``x`` with ``min_x ||W (f - K (1 - M) x)||^2``, 0 inside the mask.
+    """
+    corner = tuple(slice(n) for n in inside.shape)
+
+    def from_field(weighed):
+        """The adjoint, from the weighted field to the sources."""
+        sources = fourier.convolve_onto(weighed, kernel, shape)
+        sources[corner][inside] = 0
+        return sources
+
+    def normal(sources):
+        made = fourier.convolve_onto(sources, kernel, shape, squared.shape)
+        made *= squared
+        return from_field(made)
+
+    return solvers.conjugate_gradients(
+        normal, from_field(squared * field), iterations=iterations, tolerance=tolerance, preconditioner=preconditioner
     )
-    background = fourier.convolve(sources, kernel, shape)[corner]
-    return np.where(mask, field[corner] - background, 0).astype(np.float32), mask.copy()

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from scipy import ndimage as ndi
 
-from qsmflow.algorithms import fourier
+from qsmflow.algorithms import fourier, morphology
 
 _SUBSAMPLES = 10
 
@@ -43,12 +43,13 @@ def sphere(radius: float, voxel_size: Sequence[float]) -> np.ndarray:
     """
     reach = [max(1, int(np.ceil(radius / h + 0.5)) - 1) for h in voxel_size]
     squares = []
-    for n, h in zip(reach, voxel_size, strict=True):
-        fine = (np.arange((2 * n + 1) * _SUBSAMPLES) + 0.5) / _SUBSAMPLES - n - 0.5
+    for n, h in zip(reach, voxel_size, strict=True):  # one octant; the others mirror it
+        fine = (np.arange((n + 1) * _SUBSAMPLES) + 0.5) / _SUBSAMPLES - 0.5
         squares.append((fine * h) ** 2)
     inside = squares[0][:, None, None] + squares[1][None, :, None] + squares[2][None, None, :] <= radius**2
-    blocks = [v for n in reach for v in (2 * n + 1, _SUBSAMPLES)]
-    kernel = inside.reshape(blocks).mean(axis=(1, 3, 5))
+    blocks = [v for n in reach for v in (n + 1, _SUBSAMPLES)]
+    octant = inside.reshape(blocks).mean(axis=(1, 3, 5))
+    kernel = octant[np.ix_(*[abs(np.arange(-n, n + 1)) for n in reach])]
     kernel /= kernel.sum()
     moments = []
     for axis, (n, h) in enumerate(zip(reach, voxel_size, strict=True)):
@@ -68,9 +69,10 @@ def sphere_spectrum(radius: float, voxel_size: Sequence[float], shape: Sequence[
     """Half spectrum (real, float32) of :func:`sphere` centred at voxel 0 of a periodic grid."""
     kernel = sphere(radius, voxel_size)
     volume = np.zeros(shape, np.float32)
-    volume[tuple(slice(n) for n in kernel.shape)] = kernel
-    volume = np.roll(volume, [-(n // 2) for n in kernel.shape], axis=(0, 1, 2))
-    return fourier.rfftn(volume, shape).real
+    # a grid smaller than the sphere wraps it around
+    places = [(np.arange(n) - n // 2) % size for n, size in zip(kernel.shape, shape, strict=True)]
+    np.add.at(volume, np.ix_(*places), kernel.astype(np.float32))
+    return np.ascontiguousarray(fourier.rfftn(volume, shape).real)
 
 
 def reach(radius: float, voxel_size: Sequence[float]) -> list[int]:
@@ -80,13 +82,40 @@ def reach(radius: float, voxel_size: Sequence[float]) -> list[int]:
 
 def distance_inside(mask: np.ndarray, voxel_size: Sequence[float]) -> np.ndarray:
     """Distance of every mask voxel to the nearest voxel outside (beyond the grid counts as outside), mm, float32."""
-    padded = np.pad(mask, 1)
-    distance = ndi.distance_transform_edt(padded, sampling=voxel_size)
-    return distance[1:-1, 1:-1, 1:-1].astype(np.float32)
+    distance = np.zeros(mask.shape, np.float32)
+    if mask.any():
+        box = morphology.bounding_box(mask)
+        distance[box] = ndi.distance_transform_edt(np.pad(mask[box], 1), sampling=voxel_size)[1:-1, 1:-1, 1:-1]
+    return distance
 
 
 def fits(distance: np.ndarray, radius: float, voxel_size: Sequence[float]) -> np.ndarray:
     """Where every voxel of :func:`sphere` lies within the mask, given :func:`distance_inside`."""
-    offsets = np.argwhere(sphere(radius, voxel_size)) - reach(radius, voxel_size)
-    farthest = np.sqrt(((offsets * voxel_size) ** 2).sum(axis=1)).max()
-    return distance > farthest * (1 + 1e-5)
+    kernel = sphere(radius, voxel_size)
+    squares = [((np.arange(n) - n // 2) * h) ** 2 for n, h in zip(kernel.shape, voxel_size, strict=True)]
+    farthest = np.sqrt((squares[0][:, None, None] + squares[1][:, None] + squares[2])[kernel != 0].max())
+    return distance > np.float32(farthest * (1 + 1e-5))
+
+
+def room(mask: np.ndarray, radius: float, voxel_size: Sequence[float]) -> np.ndarray:
+    """Where the sphere of one radius fits into the mask.
+
+    Raises
+    ------
+    ValueError
+        If it fits nowhere.
+    """
+    valid = fits(distance_inside(mask, voxel_size), radius, voxel_size)
+    if not valid.any():
+        raise no_room(radius)
+    return valid
+
+
+def no_room(radius: float) -> ValueError:
+    """What to raise when a sphere fits nowhere."""
+    return ValueError(f"the mask holds no sphere of radius {radius:g} mm; give a larger mask or a smaller radius")
+
+
+def without_mean(field: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """The field less its mean in the mask, 0 outside, float32."""
+    return np.where(mask, field - np.mean(field[mask], dtype=np.float64), 0).astype(np.float32)
