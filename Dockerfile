@@ -16,7 +16,7 @@ ENV NO_ET=1 NUMBA_CPU_NAME=generic NUMBA_CACHE_DIR=/opt/cache/numba MPLCONFIGDIR
 COPY tests ./tests
 RUN python -m venv --system-site-packages /opt/test \
     && echo /opt/qsmflow/lib/python3.11/site-packages > /opt/test/lib/python3.11/site-packages/qsmflow.pth \
-    && /opt/test/bin/pip install --no-cache-dir "pytest>=8.3" \
+    && /opt/test/bin/pip install --no-cache-dir "pytest>=8.3" "pytest-xdist>=3.6" \
     && /opt/test/bin/pytest -q -p no:cacheprovider tests/unit/test_registry.py tests/unit/test_unwrap.py \
     && /opt/qsmflow/bin/python -c "import matplotlib.font_manager" \
     && chmod -R a+rwX /opt/cache

@@ -63,6 +63,7 @@ def from_truth(head: Head) -> None:
         score = field_score(made["local_field"], truth, "local_field")
         rows.append([name, score["nrmse"], score["xsim"], f"{kept:.0%}"])
     table("Background removal from the true total field", ["method", "NRMSE %", "XSIM", "mask kept"], rows)
+    arrays["r2star"] = truth["r2star"]
     fields = {name: truth[name] for name in ("total_field", "local_field")}
     rows: dict[bool, list[list]] = {False: [], True: []}
     for name in registry.names("inversion"):
@@ -109,7 +110,7 @@ def from_echoes(head: Head) -> None:
     table("Total field from the raw echoes", ["offset, unwrapping, field mapping", *titles], rows)
     rows = []
     for name in registry.names("relaxometry"):
-        made = apply(head, "relaxometry", name, **arrays)["r2star"]
+        made = apply(head, "relaxometry", name, **arrays, phase=head.phase)["r2star"]
         rows.append([name, r2star_score(made, head.stored), r2star_score(made, head.aligned)])
     table(f"R2* where the truth is below {_FAST_DECAY:g} 1/s", ["method", "NRMSE % as stored", "NRMSE % aligned"], rows)
 

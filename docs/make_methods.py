@@ -11,8 +11,8 @@ INTRODUCTION = """# Methods
 
 <!-- Made by docs/make_methods.py from the table of methods; a change belongs there. -->
 
-A recipe names one method per stage (several for masks: their intersection counts). On the command line every stage has an
-option of its name and every parameter one of its own:
+A recipe names one method per stage (for masks, [an expression](phase.md#masks) of several). On the command line every stage has
+an option of its name and every parameter one of its own:
 
 ```bash
 qsmflow STUDY OUT participant --background resharp --resharp-radius 5
@@ -47,7 +47,8 @@ def _stage(stage: registry.Stage) -> str:
 
 
 def _method(row: registry.Algorithm) -> str:
-    lines = [f"### {row.name}", "", row.summary, ""]
+    mark = ["Experimental: not everything could be checked against its publication.", ""] if row.experimental else []
+    lines = [f"### {row.name}", "", row.summary, "", *mark]
     if row.parameters:
         lines += ["| parameter | option | default | what it is |", "| --- | --- | --- | --- |"]
         lines += [

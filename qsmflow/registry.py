@@ -557,7 +557,8 @@ ALGORITHMS = (
         "inversion.medi:medi",
         ("liu2011medi", "liu2012", "liu2013"),
         "Susceptibility was computed by morphology-enabled dipole inversion (MEDI; {data} data term, weight {lambda_}, {edges}"
-        " of the magnitude's gradients taken for edges, MERIT: {merit}, spherical mean values of {smv_radius} mm).",
+        " of the magnitude's gradients taken for edges, MERIT beyond {merit} standard deviations,"
+        " spherical mean values of {smv_radius} mm).",
     ),
     Algorithm(
         "inversion",
@@ -581,8 +582,8 @@ ALGORITHMS = (
         "star",
         "inversion.star:star",
         ("wei2015",),
-        "Susceptibility was computed by total variation at two levels (STAR): sources beyond {strong} ppm with a weight of"
-        " {lambda_strong}, the rest with a weight of {lambda_}.",
+        "Susceptibility was computed by total variation at two levels (STAR): sources beyond {strong} ppm, then the rest"
+        " (weight {lambda_}) without the field within them.",
         experimental=True,
     ),
     Algorithm(
@@ -592,6 +593,7 @@ ALGORITHMS = (
         ("liu2017",),
         "Susceptibility was computed from the total field by preconditioned total field inversion (TFI; {data} data term,"
         " weight {lambda_}, preconditioner {outside} outside the brain, started from a projection onto dipole fields).",
+        experimental=True,
     ),
     Algorithm(
         "reference",

@@ -93,7 +93,7 @@ def _run(recipe: Recipe, execution: Execution) -> int:
                 _draw(workflow, execution)
             outcome = run_workflow(workflow, execution, [job.name for job in todo], say=logger.info)
             _stamp(todo, outcome, recipe, execution)
-            _tell_orientations(todo, recipe, execution)
+            _tell_orientations([job for job in todo if job.name not in outcome.unfinished], recipe, execution)
         touched = {job.subject for job in jobs if job.reason or not _page(execution, job.subject).exists()}
         broken = _pages(execution, sorted(touched))
         return _summary(execution, dataset, jobs, outcome, broken, log)

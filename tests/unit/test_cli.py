@@ -151,7 +151,7 @@ def test_single_step_leaves_the_background_method_out():
     assert recipe.hash == replace(recipe, background="resharp").hash
     # What a single-step run leaves in its logs can be changed back to two steps.
     Path("left.toml").write_text(recipe.to_toml())
-    assert dict(read("--recipe", "left.toml", "--inversion", "tv")[0].methods)["background"] == "pdf"
+    assert dict(read("--recipe", "left.toml", "--inversion", "tv")[0].methods)["background"] == "resharp"
 
 
 @pytest.mark.usefixtures("place")

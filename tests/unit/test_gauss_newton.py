@@ -71,18 +71,18 @@ def test_nonlinear_term_ignores_whole_turns():
 def test_gauss_newton_stops_at_its_tolerance():
     """More steps than the tolerance asks for change nothing; a finer tolerance takes more and ends lower."""
     fit, _ = small_fit(0.0)
-    loose = fit.solve(iterations=50, cg_iterations=20, tolerance=0.05)
-    assert np.array_equal(loose, fit.solve(iterations=60, cg_iterations=20, tolerance=0.05))
-    fine = fit.solve(iterations=60, cg_iterations=20, tolerance=1e-4)
+    loose = fit.solve(iterations=20, cg_iterations=20, tolerance=0.05)
+    assert np.array_equal(loose, fit.solve(iterations=30, cg_iterations=20, tolerance=0.05))
+    fine = fit.solve(iterations=30, cg_iterations=20, tolerance=1e-3)
     assert fit.objective(fine) < fit.objective(loose) < fit.objective(np.zeros_like(loose))
     assert np.linalg.norm(fit.gradient(fine)) < 0.05 * np.linalg.norm(fit.gradient(np.zeros_like(fine)))
 
 
 @pytest.mark.parametrize("data", ["nonlinear", "linear"])
-@pytest.mark.parametrize("magnitude", [FLAT, 1 + BALL[..., None]], ids=["flat", "edges"])
-def test_medi_sphere(data, magnitude):
+@pytest.mark.parametrize(("magnitude", "error"), [(FLAT, 0.04), (1 + BALL[..., None], 0.02)], ids=["flat", "edges"])
+def test_medi_sphere(data, magnitude, error):
     chi = medi(FIELD, MASK, EVEN, magnitude, data=data, **CONTEXT)
-    assert contrast(chi) == pytest.approx(1, abs=0.02)
+    assert contrast(chi) == pytest.approx(1, abs=error)
     assert not chi[~MASK].any()
     assert np.abs(medi(-FIELD, MASK, EVEN, magnitude, data=data, **CONTEXT) + chi).max() < 1e-4
     turned = CONTEXT | {"b0_dir": tuple(-b for b in TILTED)}
@@ -94,7 +94,7 @@ def test_without_edges_medi_is_total_variation():
     field = (FIELD + 0.02 * rng.normal(size=R.shape)).astype(np.float32)
     settings = {"lambda_": 2e-3, "tolerance": 1e-4}
     made = medi(field, MASK, EVEN, FLAT, edges=0.0, data="linear", iterations=30, cg_iterations=30, **settings, **CONTEXT)
-    total = tv(field, MASK, EVEN, voxel_size=(1, 1, 1), b0_dir=TILTED, iterations=300, **settings)
+    total = tv(field, MASK, EVEN, voxel_size=(1, 1, 1), b0_dir=TILTED, iterations=300, isotropic=False, **settings)
     inner = R < 11
     difference = (made - total)[inner]
     assert (difference - difference.mean()).std() < 0.05 * total[inner].std()
@@ -102,10 +102,10 @@ def test_without_edges_medi_is_total_variation():
 
 def test_edges_of_the_magnitude_sharpen():
     """With strong smoothing the sphere loses contrast, less so where the magnitude shows its edge."""
-    settings = {"lambda_": 2e-2, "iterations": 8} | CONTEXT
+    settings = {"lambda_": 1e-2, "iterations": 8} | CONTEXT
     flat, seen = (contrast(medi(FIELD, MASK, EVEN, m, **settings)) for m in (FLAT, 1 + BALL[..., None]))
-    assert flat < 0.93
-    assert seen > (1 + flat) / 2
+    assert flat < 0.75
+    assert seen > flat + 0.1
 
 
 def test_morphology_edges_take_the_largest_gradients():
@@ -123,21 +123,21 @@ def test_merit_stands_a_wrong_voxel():
     spoiled[20, 16, 15] += 0.4
     clean, plain, merit = (
         medi(field, MASK, EVEN, FLAT, data="linear", merit=m, **CONTEXT)
-        for field, m in ((FIELD, False), (spoiled, False), (spoiled, True))
+        for field, m in ((FIELD, 0.0), (spoiled, 0.0), (spoiled, 6.0))
     )
     errors = [np.linalg.norm((chi - clean)[MASK]) for chi in (plain, merit)]
     assert errors[1] < 0.5 * errors[0]
 
 
 def test_spheres_filter_model_and_field_alike():
-    """A field that is harmonic leaves no trace; without the filter in the model, low frequencies would be lost."""
+    """A harmonic field leaves no trace, and the sphere, most of which the filter takes out of the field, is still there."""
     ramp = (0.05 * GRID[0] + 0.02 * GRID[1]).astype(np.float32)
-    chi, with_ramp = (
-        medi(f, MASK, EVEN, FLAT, smv_radius=3.0, data="linear", iterations=12, **CONTEXT) for f in (FIELD, FIELD + ramp)
-    )
-    assert contrast(chi) == pytest.approx(1, abs=0.04)
-    deep = R < 10
-    assert np.abs(with_ramp - chi)[deep].max() < 0.02
+    settings = {"smv_radius": 3.0, "data": "linear", "iterations": 6} | CONTEXT
+    chi, with_ramp = (medi(f, MASK, EVEN, 1 + BALL[..., None], **settings) for f in (FIELD, FIELD + ramp))
+    assert contrast(chi) > 0.78
+    assert np.abs(with_ramp - chi)[R < 10].max() < 1e-4
+    with pytest.raises(ValueError, match="mask"):
+        medi(FIELD, MASK, EVEN, FLAT, smv_radius=20.0, **CONTEXT)
 
 
 def test_medi0_makes_the_fluid_uniform_and_zero():
@@ -145,35 +145,37 @@ def test_medi0_makes_the_fluid_uniform_and_zero():
     rng = np.random.default_rng(5)
     field = (FIELD + 0.05 * rng.normal(size=R.shape)).astype(np.float32)
     r2star = np.where(R < 4, 1, 20).astype(np.float32)
-    made = {w: medi0(field, MASK, EVEN, FLAT, r2star, fluid_weight=w, fluid_radius=10.0, **CONTEXT) for w in (0.0, 1.0)}
+    seen = 1 + BALL[..., None]
+    made = {w: medi0(field, MASK, EVEN, seen, r2star, fluid_weight=w, fluid_radius=10.0, **CONTEXT) for w in (0.0, 1.0)}
     fluid = R < 4
-    assert made[1.0][fluid].std() < 0.5 * made[0.0][fluid].std()
+    assert made[1.0][fluid].std() < 0.1 * made[0.0][fluid].std()
     assert all(abs(chi[fluid].mean()) < 1e-5 for chi in made.values())
-    assert contrast(made[1.0]) == pytest.approx(1, abs=0.05)
-    assert not np.allclose(made[1.0], medi(field, MASK, EVEN, FLAT, **CONTEXT), atol=0.1)
+    assert contrast(made[1.0]) == pytest.approx(contrast(made[0.0]), abs=0.08)
     with pytest.raises(ValueError, match="fluid"):
         medi0(field, MASK, EVEN, FLAT, 20 * EVEN, **CONTEXT)
 
 
 OUTSIDE = (3.0 * (np.sqrt(((GRID - np.array([0, 0, 15]).reshape(3, 1, 1, 1)) ** 2).sum(axis=0)) < 2.5)).astype(np.float32)
-INNER = R < 11
+INNER = R < 12
 BACKGROUND = forward_field(OUTSIDE, voxel_size=(1, 1, 1), b0_dir=TILTED, space="image")
+SMALL = (R < 4).astype(np.float32)
+SEEN = 1 + SMALL[..., None]
 
 
 @pytest.mark.parametrize("data", ["linear", "nonlinear"])
 def test_tfi_gives_nothing_for_sources_outside(data):
-    chi = tfi(BACKGROUND, INNER, EVEN, FLAT, data=data, margin=8.0, **CONTEXT)
-    assert np.abs(chi - chi[INNER].mean())[R < 9].max() < 0.03 * np.abs(BACKGROUND[INNER]).max()
+    chi = tfi(BACKGROUND, INNER, EVEN, SEEN, data=data, iterations=5, margin=8.0, **CONTEXT)
+    assert np.abs(chi[R < 10]).max() < 0.01 * np.abs(BACKGROUND[INNER]).max()
 
 
 def test_tfi_tells_inside_from_outside():
-    total = FIELD + BACKGROUND
-    chi = tfi(total, INNER, EVEN, FLAT, margin=8.0, **CONTEXT)
-    assert chi[R < 3].mean() - chi[(R > 7) & (R < 10)].mean() == pytest.approx(1, abs=0.04)
-    assert np.abs(tfi(-total, INNER, EVEN, FLAT, margin=8.0, **CONTEXT) + chi).max() < 1e-3
-
-
-def test_tfi_without_sources_outside_is_medi():
-    """P = 1 and no projection leave the problem of MEDI but for its smoothness outside the mask."""
-    plain = tfi(FIELD, MASK, EVEN, FLAT, outside=1.0, projection=0, margin=8.0, **CONTEXT)
-    assert contrast(plain) == pytest.approx(contrast(medi(FIELD, MASK, EVEN, FLAT, data="linear", **CONTEXT)), abs=0.02)
+    """What is found inside hardly depends on what is outside."""
+    field = forward_field(SMALL, voxel_size=(1, 1, 1), b0_dir=TILTED)
+    alone, both, turned = (
+        tfi(f, INNER, EVEN, SEEN, projection=10, margin=8.0, **CONTEXT)
+        for f in (field, field + BACKGROUND, -field - BACKGROUND)
+    )
+    difference = both[R < 2.5].mean() - both[(R > 6) & (R < 11)].mean()
+    assert 0.75 < difference < 1.02
+    assert np.linalg.norm((both - alone)[R < 10]) < 0.1 * np.linalg.norm(alone[R < 10])
+    assert np.abs(turned + both).max() < 1e-3

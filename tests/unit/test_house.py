@@ -124,9 +124,43 @@ def test_the_table_of_outputs_is_complete():
         assert re.search(rf"\| `{re.escape(label)}` \| *{re.escape(row.units)} *\|", text), f"{label} ({row.units})"
 
 
-def test_the_method_pages_are_up_to_date():
-    """docs/methods.md is what docs/make_methods.py makes."""
-    made = subprocess.run(
-        [sys.executable, ROOT / "docs/make_methods.py", "--stdout"], capture_output=True, text=True, check=True
-    )
-    assert made.stdout == (ROOT / "docs/methods.md").read_text(), "run docs/make_methods.py"
+def test_the_table_of_quality_metrics_is_complete():
+    """docs/quality.md lists every metric with its unit and its limits."""
+    from qsmflow.reports.quality import METRICS
+
+    text = (ROOT / "docs/quality.md").read_text()
+    for row in METRICS:
+        name = re.escape(row.key.replace("*", "echo<n>"))
+        found = re.search(rf"^\| `{name}` \| ([^|]*) \| [^|]* \| ([^|]*) \|", text, flags=re.MULTILINE)
+        assert found, row.key
+        limits = [f"{limit:g}" for limit in (row.low, row.high) if limit is not None]
+        assert (found[1], re.findall(r"-?[\d.]+", found[2])) == (row.unit or "1", limits), row.key
+
+
+def test_the_options_in_the_documents_exist():
+    """An option in README.md and docs is one of qsmflow, or of a program that is named here."""
+    foreign = {
+        "array", "cpus-per-task", "partition", "time", "cleanenv", "init", "rm",  # Slurm and containers
+        "inputs", "methods", "noise", "pictures", "stage", "threads", "strict", "site-dir",  # benchmarks, mkdocs
+    }  # fmt: skip
+    helps = (["--help"], ["--help-methods"], ["group", "--help"])
+    words = [sys.executable, "-m", "qsmflow"]
+    text = "".join(subprocess.run([*words, *more], capture_output=True, text=True, check=True).stdout for more in helps)
+    known = set(re.findall(r"--([a-z0-9][\w-]*)", text)) | foreign
+    for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
+        used = set(re.findall(r"(?<![\w-])--([a-z0-9][\w-]*)", page.read_text()))
+        assert used <= known, f"{page.name}: {', '.join(sorted(used - known))}"
+
+
+@pytest.mark.parametrize("name", ["methods", "api"])
+def test_the_pages_made_from_the_code_are_up_to_date(name):
+    """docs/methods.md is what docs/make_methods.py makes, docs/api.md what docs/make_api.py makes."""
+    script = ROOT / f"docs/make_{name}.py"
+    made = subprocess.run([sys.executable, script, "--stdout"], capture_output=True, text=True, check=True)
+    assert made.stdout == (ROOT / f"docs/{name}.md").read_text(), f"run docs/make_{name}.py"
+
+
+def test_every_page_is_in_the_navigation():
+    """A page that mkdocs.yml does not list would fail the build of the site; this says so without building."""
+    listed = set(re.findall(r": (\S+\.md)$", (ROOT / "mkdocs.yml").read_text(), flags=re.MULTILINE))
+    assert listed == {path.name for path in (ROOT / "docs").glob("*.md")} | {"index.md", "changes.md"}

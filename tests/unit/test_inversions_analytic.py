@@ -9,7 +9,8 @@ from qsmflow import registry
 from qsmflow.algorithms import fourier
 from qsmflow.algorithms.dipole import dipole_kernel
 
-NAMES = registry.names("inversion")
+#: Methods that need ventricles are tested where there are some (test_gauss_newton).
+NAMES = [name for name in registry.names("inversion") if "r2star" not in registry.find("inversion", name).arrays]
 SIZE, RADIUS, CHI = 32, 5.0, 0.1
 CONTEXT = {"voxel_size": (1.0, 1.0, 1.0), "b0": 3.0, "echo_times": (0.005, 0.01, 0.015)}
 ALONG_Z, TILTED = (0.0, 0.0, 1.0), (0.0, 0.6, 0.8)
@@ -18,7 +19,14 @@ R = np.sqrt((POINTS**2).sum(axis=0))
 MASK = R < 14.5
 
 #: Share of the contrast that comes back from methods that underestimate by design, and from all others.
-WEAK = {"tkd": (0.75, 1.0), "tsvd": (0.65, 1.0), "tikhonov": (0.6, 0.9), "rts": (0.65, 0.9), "ndi": (0.6, 0.9)}
+WEAK = {
+    "tkd": (0.75, 1.0),
+    "tsvd": (0.65, 1.0),
+    "tikhonov": (0.6, 0.9),
+    "rts": (0.65, 0.9),
+    "ndi": (0.6, 0.9),
+    "ilsqr": (0.6, 1.0),
+}
 FAITHFUL = (0.85, 1.1)
 
 

@@ -185,7 +185,8 @@ def test_sidecar_content(acquisition, tmp_path):
     assert content["Sources"][0] == f"bids:raw:sub-01/ses-a/anat/{X}_echo-1_part-mag_MEGRE.nii.gz"
     assert content["MagneticFieldStrength"] == 3.0
     assert content["RecipeHash"] == recipe.hash
-    assert [method["Stage"] for method in content["Methods"]] == ["offset", "unwrap", "field", "mask", "mask", "background"]
+    stages = ["offset", "unwrap", "check", "field", "mask", "mask", "background"]
+    assert [method["Stage"] for method in content["Methods"]] == stages
     assert content["Methods"][-1] == {
         "Stage": "background", "Method": "resharp", "Parameters": recipe.values("background", "resharp"),
     }  # fmt: skip

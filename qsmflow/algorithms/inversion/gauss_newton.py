@@ -19,9 +19,6 @@ SMOOTHING = 1e-3
 #: Conjugate gradients within one step stop when the residual has fallen by this factor; the next step goes on anyway.
 _CG_TOLERANCE = 0.01
 
-#: MERIT leaves voxels alone whose residual is below this many standard deviations.
-_OUTLIER = 6.0
-
 
 @dataclass
 class Fit:
@@ -107,7 +104,7 @@ class Fit:
         iterations: int,
         cg_iterations: int,
         tolerance: float,
-        merit: bool = False,
+        merit: float = 0.0,
         preconditioner: Callable[[np.ndarray], np.ndarray] | None = None,
         start: np.ndarray | None = None,
     ) -> np.ndarray:
@@ -129,7 +126,7 @@ class Fit:
             if np.linalg.norm(step[known].astype(np.float64)) <= tolerance * np.linalg.norm(chi[known].astype(np.float64)):
                 break
             if merit:
-                self.squared = self._without_outliers(chi, trusted)
+                self.squared = self._without_outliers(chi, trusted, merit)
         return chi
 
     def _forward(self, chi: np.ndarray) -> np.ndarray:
@@ -144,8 +141,8 @@ class Fit:
             out.ravel()[self.uniform] += np.float32(self.uniform_weight) * (values - np.float32(values.mean(dtype=np.float64)))
         return out
 
-    def _without_outliers(self, chi: np.ndarray, trusted: np.ndarray) -> np.ndarray:
-        """MERIT: squared weights with the noise of voxels whose residual r is above 6 standard deviations s times (r / 6s)^2.
+    def _without_outliers(self, chi: np.ndarray, trusted: np.ndarray, merit: float) -> np.ndarray:
+        """MERIT: squared weights with the noise of voxels whose residual r is above m standard deviations s times (r / ms)^2.
 
         Residuals are taken with the first weights, so that a voxel comes back when it was only not fitted yet.
         """
@@ -153,7 +150,7 @@ class Fit:
         if self.radians:
             misfit = 2 * np.sin(np.float32(self.radians / 2) * misfit) / np.float32(self.radians)
         residual = np.abs(misfit) * np.sqrt(trusted)
-        excess = residual / np.float32(_OUTLIER * residual[trusted > 0].std(dtype=np.float64) or 1)
+        excess = residual / np.float32(merit * residual[trusted > 0].std(dtype=np.float64) or 1)
         return trusted / np.maximum(excess, 1) ** 4
 
 

@@ -77,11 +77,13 @@ def ilsqr(
 
     Examples
     --------
+    The contrast of a small sphere is underestimated, because its frequencies within the cone count as streaks in part:
+
     >>> from qsmflow.algorithms.dipole import forward_field
     >>> r2 = sum(np.square(a) for a in np.ogrid[-16:16, -16:16, -16:16])
-    >>> field = forward_field((r2 < 36).astype(np.float32), voxel_size=(1, 1, 1), b0_dir=(0, 0, 1))
+    >>> field = forward_field((r2 < 9).astype(np.float32), voxel_size=(1, 1, 1), b0_dir=(0, 0, 1))
     >>> chi = ilsqr(field, r2 < 225, voxel_size=(1, 1, 1), b0_dir=(0, 0, 1))
-    >>> bool(abs(chi[r2 < 16].mean() - chi[(r2 > 64) & (r2 < 196)].mean() - 1) < 0.15)
+    >>> bool(0.6 < chi[r2 < 5].mean() - chi[(r2 > 64) & (r2 < 169)].mean() < 1)
     True
     """
     if not mask.any():

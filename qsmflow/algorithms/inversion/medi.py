@@ -31,7 +31,7 @@ def medi(
     data: Literal["nonlinear", "linear"] = "nonlinear",
     lambda_: float = 1e-4,
     edges: float = 0.3,
-    merit: bool = False,
+    merit: float = 0.0,
     smv_radius: float = 0.0,
     iterations: int = 10,
     cg_iterations: int = 10,
@@ -64,8 +64,9 @@ def medi(
         Weight of the smoothness, ppm mm.
     edges : float
         Share of the magnitude's gradient components in the mask that are taken for edges, where the susceptibility may jump.
-    merit : bool
-        Weigh down voxels whose residual is an outlier after each Gauss-Newton step.
+    merit : float
+        Weigh down voxels whose residual is beyond this many standard deviations after each step (MERIT, usually 6);
+        0 for none.
     smv_radius : float
         Compare fields without their mean over spheres of this radius, mm, which leaves what remains of the background out of
         account; 0 compares the fields as they are.
@@ -104,11 +105,11 @@ def medi(
     --------
     >>> from qsmflow.algorithms.dipole import forward_field
     >>> r2 = sum(np.square(a) for a in np.ogrid[-16:16, -16:16, -16:16])
-    >>> field = forward_field((r2 < 64).astype(np.float32), voxel_size=(1, 1, 1), b0_dir=(0, 0, 1))
-    >>> magnitude = 1 + (r2 < 64)[..., None].astype(np.float32)
+    >>> field = forward_field((r2 < 25).astype(np.float32), voxel_size=(1, 1, 1), b0_dir=(0, 0, 1))
+    >>> magnitude = 1 + (r2 < 25)[..., None].astype(np.float32)
     >>> context = {"voxel_size": (1, 1, 1), "b0_dir": (0, 0, 1), "b0": 3, "echo_times": (0.005, 0.01)}
     >>> chi = medi(field, r2 < 196, np.ones_like(field), magnitude, **context)
-    >>> bool(abs(chi[r2 < 36].mean() - chi[(r2 > 100) & (r2 < 196)].mean() - 1) < 0.02)
+    >>> bool(abs(chi[r2 < 9].mean() - chi[(r2 > 64) & (r2 < 169)].mean() - 1) < 0.02)
     True
     """
     radians = radians_per_ppm(b0=b0, echo_times=echo_times) if data == "nonlinear" else 0.0
@@ -134,7 +135,7 @@ def medi0(
     data: Literal["nonlinear", "linear"] = "nonlinear",
     lambda_: float = 1e-4,
     edges: float = 0.3,
-    merit: bool = False,
+    merit: float = 0.0,
     smv_radius: float = 0.0,
     iterations: int = 10,
     cg_iterations: int = 10,
@@ -162,8 +163,9 @@ def medi0(
         Weight of the smoothness, ppm mm.
     edges : float
         Share of the magnitude's gradient components in the mask that are taken for edges.
-    merit : bool
-        Weigh down voxels whose residual is an outlier after each Gauss-Newton step.
+    merit : float
+        Weigh down voxels whose residual is beyond this many standard deviations after each step (MERIT, usually 6);
+        0 for none.
     smv_radius : float
         Compare fields without their mean over spheres of this radius, mm; 0 compares the fields as they are.
     iterations : int
@@ -196,11 +198,11 @@ def medi0(
     --------
     >>> from qsmflow.algorithms.dipole import forward_field
     >>> r2 = sum(np.square(a) for a in np.ogrid[-16:16, -16:16, -16:16])
-    >>> field = forward_field((r2 < 64).astype(np.float32), voxel_size=(1, 1, 1), b0_dir=(0, 0, 1))
-    >>> magnitude, r2star = 1 + (r2 < 64)[..., None].astype(np.float32), np.where(r2 < 36, 1, 20).astype(np.float32)
+    >>> field = forward_field((r2 < 25).astype(np.float32), voxel_size=(1, 1, 1), b0_dir=(0, 0, 1))
+    >>> magnitude, r2star = 1 + (r2 < 25)[..., None].astype(np.float32), np.where(r2 < 16, 1, 20).astype(np.float32)
     >>> context = {"voxel_size": (1, 1, 1), "b0_dir": (0, 0, 1), "b0": 3, "echo_times": (0.005, 0.01)}
     >>> chi = medi0(field, r2 < 196, np.ones_like(field), magnitude, r2star, **context)
-    >>> bool(abs(chi[r2 < 36].mean()) < 1e-5), bool(abs(chi[(r2 > 100) & (r2 < 196)].mean() + 1) < 0.02)
+    >>> bool(abs(chi[r2 < 16].mean()) < 1e-5), bool(abs(chi[(r2 > 64) & (r2 < 169)].mean() + 1) < 0.02)
     (True, True)
     """
     fluid = ventricles(r2star, mask, voxel_size=voxel_size, max_r2star=fluid_r2star, radius=fluid_radius)
@@ -216,6 +218,7 @@ def medi0(
 
 def _fit(local_field, mask, field_error, magnitude, voxel_size, b0_dir, radians, lambda_, edges, radius) -> Fit:
     """The least-squares problem on its padded grid."""
+    radius = max(radius, *voxel_size) if radius else 0.0  # a smaller sphere is a single voxel
     margin = np.maximum([int(np.ceil(_MARGIN / h)) for h in voxel_size], smv.reach(radius, voxel_size) if radius else 0)
     shape = fourier.padded_shape(mask.shape, margin.tolist())
     corner = tuple(slice(n) for n in mask.shape)

@@ -35,8 +35,8 @@ def sstv(
     lambda_: float = 1e-4,
     max_radius: float = 12.0,
     min_radius: float = 1.5,
-    iterations: int = 100,
-    tolerance: float = 1e-2,
+    iterations: int = 200,
+    tolerance: float = 5e-3,
     weighted: bool = True,
 ) -> np.ndarray:
     """Susceptibility from the total field in a single step, regularised by total variation.
@@ -95,10 +95,10 @@ def sstv(
     --------
     >>> from qsmflow.algorithms.dipole import forward_field
     >>> r2 = sum(np.square(a) for a in np.ogrid[-16:16, -16:16, -16:16])
-    >>> field = forward_field((r2 < 25).astype(np.float32), voxel_size=(1, 1, 1), b0_dir=(0, 0, 1))
+    >>> field = forward_field(0.1 * (r2 < 25), voxel_size=(1, 1, 1), b0_dir=(0, 0, 1))
     >>> field += np.linspace(0, 3, 32, dtype=np.float32)  # background
     >>> chi = sstv(field, r2 < 225, np.ones_like(field), voxel_size=(1, 1, 1), b0_dir=(0, 0, 1))
-    >>> bool(abs(chi[r2 < 16].mean() - chi[(r2 > 49) & (r2 < 169)].mean() - 1) < 0.1)
+    >>> bool(abs(chi[r2 < 16].mean() - chi[(r2 > 49) & (r2 < 169)].mean() - 0.1) < 0.015)
     True
     """
     data = _spheres(
@@ -111,7 +111,7 @@ def sstv(
     inverse[0, 0, 0] = 0
     chi, right = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
     dual, target = np.zeros((3, *shape), np.float32), np.zeros((3, *shape), np.float32)
-    spectrum = fourier.rfftn(chi, shape)
+    spectrum, everywhere = fourier.rfftn(chi, shape), np.ones(shape, bool)
     for _ in range(iterations):
         step = data.step(spectrum)
         operators.divergence(target, size, right)
@@ -121,7 +121,7 @@ def sstv(
         spectrum *= inverse
         previous, chi = chi, fourier.irfftn(spectrum, shape)
         operators.shrink_gradient(chi, size, np.float32(lambda_ / rho), True, np.float32(1), dual, target)
-        if change(chi, previous, mask) < tolerance:
+        if change(chi, previous, everywhere) < tolerance:
             break
     return data.cropped(chi, mask)
 
@@ -195,10 +195,10 @@ def sstgv(
     --------
     >>> from qsmflow.algorithms.dipole import forward_field
     >>> r2 = sum(np.square(a) for a in np.ogrid[-16:16, -16:16, -16:16])
-    >>> field = forward_field((r2 < 25).astype(np.float32), voxel_size=(1, 1, 1), b0_dir=(0, 0, 1))
+    >>> field = forward_field(0.1 * (r2 < 25), voxel_size=(1, 1, 1), b0_dir=(0, 0, 1))
     >>> field += np.linspace(0, 3, 32, dtype=np.float32)  # background
     >>> chi = sstgv(field, r2 < 225, np.ones_like(field), voxel_size=(1, 1, 1), b0_dir=(0, 0, 1))
-    >>> bool(abs(chi[r2 < 16].mean() - chi[(r2 > 49) & (r2 < 169)].mean() - 1) < 0.1)
+    >>> bool(abs(chi[r2 < 16].mean() - chi[(r2 > 49) & (r2 < 169)].mean() - 0.1) < 0.015)
     True
     """
     data = _spheres(
@@ -212,7 +212,7 @@ def sstgv(
     slope, rightward = np.zeros((3, *shape), np.float32), np.empty((3, *shape), np.float32)
     dual, target = np.zeros((3, *shape), np.float32), np.zeros((3, *shape), np.float32)
     dual_second, tensor = np.zeros((6, *shape), np.float32), np.zeros((6, *shape), np.float32)
-    spectrum = fourier.rfftn(chi, shape)
+    spectrum, everywhere = fourier.rfftn(chi, shape), np.ones(shape, bool)
     slope_spectrum = np.empty((3, *spectrum.shape), np.complex64)
     for _ in range(iterations):
         step = data.step(spectrum)
@@ -230,7 +230,7 @@ def sstgv(
         second_order.shrink_first(chi, slope, size, threshold, dual, target)
         second_order.symmetrised_gradient(slope, size, tensor)
         second_order.shrink_second(tensor, threshold, dual_second)
-        if change(chi, previous, mask) < tolerance:
+        if change(chi, previous, everywhere) < tolerance:
             break
     return data.cropped(chi, mask)
 

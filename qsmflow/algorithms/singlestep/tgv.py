@@ -86,10 +86,10 @@ def tgv(
     --------
     >>> from qsmflow.algorithms.dipole import forward_field
     >>> r2 = sum(np.square(a) for a in np.ogrid[-16:16, -16:16, -16:16])
-    >>> field = forward_field((r2 < 25).astype(np.float32), voxel_size=(1, 1, 1), b0_dir=(0, 0, 1))
+    >>> field = forward_field(0.1 * (r2 < 25), voxel_size=(1, 1, 1), b0_dir=(0, 0, 1))
     >>> field += np.linspace(0, 3, 32, dtype=np.float32)  # background
     >>> chi = tgv(field, r2 < 196, np.ones_like(field), voxel_size=(1, 1, 1), b0_dir=(0, 0, 1))
-    >>> bool(abs(chi[r2 < 16].mean() - chi[(r2 > 49) & (r2 < 144)].mean() - 1) < 0.1)
+    >>> bool(abs(chi[r2 < 16].mean() - chi[(r2 > 49) & (r2 < 144)].mean() - 0.1) < 0.015)
     True
     """
     box = _box(mask)
@@ -100,11 +100,11 @@ def tgv(
         np.pad(weight.astype(np.float32) ** 2, 2), voxel_size, b0_dir,
     )  # fmt: skip
     state = _start(inside.shape)
-    previous = state.chi.copy()
+    previous, everywhere = state.chi.copy(), np.ones(inside.shape, bool)
     for iteration in range(1, iterations + 1):
         _iterate(problem, state, lambda_, ratio)
         if iteration % _LOOK == 0:
-            if change(state.chi, previous, inside) < tolerance:
+            if change(state.chi, previous, everywhere) < tolerance:
                 break
             previous[:] = state.chi
     result = np.zeros(mask.shape, np.float32)
