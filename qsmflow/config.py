@@ -3,10 +3,10 @@
 Both are frozen and passed by hand; there is no global state. A recipe is read from and written to TOML::
 
     name = "consensus"
-    background = "resharp"
+    background = "pdf"
     mask = "template & quality"
 
-    [parameters.resharp]
+    [parameters.pdf]
     iterations = 60
 """
 
@@ -73,7 +73,7 @@ class Recipe:
     field: str = "wls"
     relaxometry: str = "arlo"
     mask: str = "template & quality"
-    background: str = "resharp"
+    background: str = "pdf"
     inversion: str = "tv"
     reference: str = "brain"
     reference_region: str = ""

@@ -55,7 +55,7 @@ ROWS = [
     ("--field", "complexfield", lambda r, e, m: r.field == "complexfield"),
     ("--relaxometry", "arlo", lambda r, e, m: r.relaxometry == "arlo"),
     ("--mask", "threshold&quality", lambda r, e, m: r.mask_methods == ("threshold", "quality")),
-    ("--background", "pdf", lambda r, e, m: r.background == "pdf"),
+    ("--background", "resharp", lambda r, e, m: r.background == "resharp"),
     ("--inversion", "tikhonov", lambda r, e, m: r.inversion == "tikhonov"),
     ("--reference", "csf", lambda r, e, m: r.reference == "csf"),
     ("--reference-region", "thalamus", lambda r, e, m: (r.reference, r.reference_region) == ("region", "thalamus")),
@@ -126,9 +126,9 @@ def test_every_parameter_arrives(option, method, parameter, value):
 
 @pytest.mark.usefixtures("place")
 def test_underscores_and_equals_signs():
-    recipe, execution, _ = read("--participant_label=01", "--tv_lambda=0.002")
+    recipe, execution, _ = read("--participant_label=01", "--whqsm_lambda=0.002")
     assert execution.participant_label == ("01",)
-    assert recipe.parameters == {"tv": {"lambda_": 0.002}}
+    assert recipe.parameters == {"whqsm": {"lambda_": 0.002}}
 
 
 @pytest.mark.usefixtures("place")
@@ -140,7 +140,7 @@ def test_recipe_file_and_changes():
     both = read("--recipe", "own.toml", "--tkd-correct")[0]
     assert both.parameters == {"tkd": {"threshold": 0.2, "correct": True}}
     assert both.name == "own, modified"
-    assert read("--inversion", "tv")[0].name == "consensus"  # the same numbers, the same name
+    assert read("--inversion", "whqsm")[0].name == "consensus"  # the same numbers, the same name
 
 
 @pytest.mark.usefixtures("place")
@@ -148,10 +148,10 @@ def test_single_step_leaves_the_background_method_out():
     recipe = read("--inversion", "sstv")[0]
     assert "background" not in dict(recipe.methods)
     assert "background" not in recipe.to_toml()
-    assert recipe.hash == replace(recipe, background="resharp").hash
+    assert recipe.hash == replace(recipe, background="ismv").hash
     # What a single-step run leaves in its logs can be changed back to two steps.
     Path("left.toml").write_text(recipe.to_toml())
-    assert dict(read("--recipe", "left.toml", "--inversion", "tv")[0].methods)["background"] == "resharp"
+    assert dict(read("--recipe", "left.toml", "--inversion", "tv")[0].methods)["background"] == "pdf"
 
 
 @pytest.mark.usefixtures("place")
@@ -194,7 +194,7 @@ def test_hash_knows_the_content_of_a_mask_not_its_place():
         ("--recipe absent.toml", "absent.toml cannot be read"),
         ("--outputs qsn", "no output 'qsn'; did you mean 'qsm'?"),
         ("--output-spaces t1w", "did you mean 'T1w'?"),
-        ("--tkd-threshold 0.2", "--tkd-threshold: dipole inversion is done by tv here; add --inversion tkd"),
+        ("--tkd-threshold 0.2", "--tkd-threshold: dipole inversion is done by whqsm here; add --inversion tkd"),
         ("--inversion sstv --background pdf", "--background pdf: sstv starts from the total field"),
         ("--inversion sstv --pdf-iterations 9", "--pdf-iterations: sstv starts from the total field"),
         ("--recipe both.toml", "both.toml: background = 'pdf' is given, but sstv starts from the total field"),

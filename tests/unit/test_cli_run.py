@@ -191,11 +191,11 @@ def test_broken_page_stops_nothing_but_counts(world, capsys):
 
 
 def test_log_and_toml_of_a_run(world):
-    qsmflow("--tv-lambda", "0.002", "--nprocs", "1")
+    qsmflow("--whqsm-lambda", "0.002", "--nprocs", "1")
     (log,) = Path("out/logs").glob("qsmflow_*.log")
     assert "2 of 2 acquisitions finished" in log.read_text()
     told = tomllib.loads(log.with_suffix(".toml").read_text())
-    assert told["parameters"]["tv"]["lambda_"] == 0.002
+    assert told["parameters"]["whqsm"]["lambda_"] == 0.002
     assert told["execution"]["nprocs"] == 1
     # What a run leaves is a recipe, and gives the same numbers.
     assert Recipe.load(str(log.with_suffix(".toml"))).hash == told["run"]["recipe_hash"]
