@@ -550,6 +550,7 @@ ALGORITHMS = (
         ("langkammer2015", "chambolle2011"),
         "Susceptibility was computed from the Laplacian of the total field in a single step with second-order total generalised"
         " variation (TGV-QSM; weight {lambda_}, ratio {ratio}, at most {iterations} primal-dual iterations).",
+        experimental=True,
     ),
     Algorithm(
         "inversion",
