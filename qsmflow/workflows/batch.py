@@ -227,7 +227,7 @@ def killed_reason(printed: str) -> str:
     --------
     >>> killed_reason("slurmstepd: error: Detected 1 oom_kill event in StepId=7.batch.")
     'slurmstepd: error: Detected 1 oom_kill event in StepId=7.batch.'
-    >>> killed_reason("/work/batchscript.sh: line 2:  4711 Killed   python /work/pyscript.py")
+    >>> killed_reason("/scratch/batchscript.sh: line 2:  4711 Killed   python /scratch/pyscript.py")
     'killed by signal 9 in its job (out of memory?)'
     """
     lines = printed.splitlines()
