@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
 """Make ``cohort``: twelve simulated people, half of them with more iron in the substantia nigra, and their region tables.
 
-    python bids_examples/make_cohort.py [OUTPUT_DIR] [--work DIR]
+    python bids_examples/make_cohort.py [OUTPUT_DIR] [--work DIR] [--only LABEL ...]
 
-Every person is simulated as in ``make_study.py`` (without a T1w) and processed by the participant level with the default
-recipe, given the true masks and labels: registration takes longer than everything else together. What is
-kept is what the group level reads, the truth of every region, and the images of two people. Making it takes half an
-hour; a run that was stopped goes on with the same ``--work``.
+Every person is simulated as in ``make_study.py`` and processed by the participant level with the default recipe, from the
+images alone: masks and regions come from its own brain extraction and registration. What is kept is what the group level reads,
+the truth of every region, and the images of two people. At the end the region values are compared with the truth. A run that
+was stopped goes on with the same ``--work``; with ``--only`` some people are made and compared, and nothing is kept.
 """
 
 from __future__ import annotations
@@ -37,14 +37,15 @@ NUCLEI = ("Putamen", "Caudate", "Accumbens", "GPe", "GPi", "SNc", "RedNucleus", 
 README = f"""# Example cohort
 
 Twelve simulated people of 20 to 80 years, six controls and six with Parkinson's disease (`participants.tsv`), each scanned
-once as in the example study (3 T, four echoes, 2.5 mm), without a T1w. No measured person is in it. The images of two people
+once as in the example study (3 T, four echoes, 2.5 mm, and a T1w). No measured person is in it. The images of two people
 are kept here; `make_cohort.py` makes all of them again.
 
-- `derivatives/qsmflow`: region tables and quality metrics of all people, as the participant level wrote them when it was given
-  the true brain masks and atlas labels, so that errors of registration are not among those of these tables.
-- `derivatives/truth/truth.tsv`: what the images were made from: mean susceptibility (against water, ppm) of the voxels of every
-  region, and what was added to the region's iron for this person (the patient's {SHIFT} ppm in SNc and SNr and a random part
-  with a standard deviation of {SPREAD} ppm). Iron grows with age along the curves of Hallgren and Sourander.
+- `derivatives/qsmflow`: region tables and quality metrics of all people, as the participant level wrote them from the images
+  alone, with the default recipe.
+- `derivatives/truth/truth.tsv`: what the images were made from: mean susceptibility (ppm) of the voxels of every region, `chi`
+  against water and `chi_brain` against the mean of the brain, and what was added to the region's iron for this person (the
+  patient's {SHIFT} ppm in SNc and SNr and a random part with a standard deviation of {SPREAD} ppm). Iron grows with age along
+  the curves of Hallgren and Sourander.
 
 Anatomy: ICBM 152 2009c nonlinear asymmetric template, copyright 1993-2009 Louis Collins, McConnell Brain Imaging Centre,
 Montreal Neurological Institute, McGill University (Fonov et al. 2011, doi:10.1016/j.neuroimage.2010.07.033), and CIT168 atlas
@@ -55,6 +56,7 @@ Montreal Neurological Institute, McGill University (Fonov et al. 2011, doi:10.10
 def people() -> list[study.Person]:
     """The participants: ages evenly from 20 to 80 in both groups, sexes alternating in pairs."""
     rng = np.random.default_rng(20240)
+    moves = np.random.default_rng(20241).uniform(-4, 4, (12, 6)).round(1)  # of the head between the scans: mm, degrees
     found = []
     for number in range(12):
         group, pair = ("control", "PD")[number % 2], number // 2
@@ -64,7 +66,7 @@ def people() -> list[study.Person]:
         age = round(20 + 60 * (pair + 0.25 * (number % 2)) / 5.25)
         turn = round(float(rng.uniform(-12, 12)), 1)
         label, sex = f"{number + 1:02}", "FM"[(pair + number) % 2 if pair % 3 else pair % 2]
-        found.append(study.Person(label, age, sex, group, 100 + number, shifts, turn, "RAS", (), ""))
+        found.append(study.Person(label, age, sex, group, 100 + number, shifts, turn, "RAS", moves[number], "RAS"))
     return found
 
 
@@ -73,38 +75,36 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("output", nargs="?", type=Path, default=Path(__file__).parent / "cohort")
     parser.add_argument("--work", type=Path, help="where images and results of everyone go and stay (default: not kept)")
+    parser.add_argument("--only", nargs="+", metavar="LABEL", help="make and compare these people, keep nothing")
     options = parser.parse_args()
     work = options.work or Path(tempfile.mkdtemp())
     raw, out = work / "raw", work / "out"
     describe(raw)
-    template = study.load_template()
-    for person in people():
-        if not (raw / "derivatives/truth" / f"sub-{person.label}").is_dir():
-            print(f"sub-{person.label}", flush=True)
-            arrays = (template["t1w"], template["mask"], template["labels"])
-            settings = {"affine": template["affine"], "b0": study.B0, "age": person.age, "seed": person.seed}
-            head = phantom.head_phantom(*arrays, shifts=person.shifts, **settings)
-            study.gradient_echo(person, head, phantom.anatomy(person.seed), raw)
+    wanted = [person for person in people() if not options.only or person.label in options.only]
+    simulate_all(wanted, raw, work / "simulated")
     told = ["--outputs", "qsm,rois", "--output-spaces", "GRE", "--skip-bids-validation", "-w", str(work / "work")]
-    if code := qsmflow([str(raw), str(out), "participant", *told, "-d", str(ready_made(raw, work / "given"))]):
+    labels = ["--participant-label", *(person.label for person in wanted)]
+    if code := qsmflow([str(raw), str(out), "participant", *told, *labels]):
         raise SystemExit(code)
-    shutil.rmtree(options.output, ignore_errors=True)
-    keep(raw, out, options.output)
+    rows = true_values(wanted, raw / "derivatives" / "truth")
+    compare(rows, out)
+    if not options.only:
+        shutil.rmtree(options.output, ignore_errors=True)
+        keep(raw, out, options.output)
+        write_truth(rows, options.output / "derivatives" / "truth")
     if not options.work:
         shutil.rmtree(work)
 
 
-def ready_made(raw: Path, root: Path) -> Path:
-    """The true masks and labels, and nothing else of the truth, as results of another pipeline."""
-    shutil.rmtree(root, ignore_errors=True)
-    truth = raw / "derivatives" / "truth"
-    for pattern in ("desc-brain_mask.nii.gz", "space-GRE_atlas-CIT168_dseg.nii.gz"):
-        for path in sorted(truth.glob(f"sub-*/anat/*_{pattern}")):
-            copy = root / path.relative_to(truth)
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, copy)
-    study.write_json(root / "dataset_description.json", study.SIDECARS["derivatives/truth/dataset_description.json"])
-    return root
+def simulate_all(wanted: list[study.Person], raw: Path, done: Path) -> None:
+    """Simulate whom an earlier run has not; ``done`` holds an empty file for everybody whose images are complete."""
+    done.mkdir(exist_ok=True)
+    template = study.load_template()
+    for person in wanted:
+        if not (done / person.label).exists():
+            print(f"sub-{person.label}", flush=True)
+            study.simulate(person, template, raw)
+            (done / person.label).touch()
 
 
 def describe(root: Path) -> None:
@@ -118,7 +118,8 @@ def describe(root: Path) -> None:
     name = {"Name": "qsmflow example cohort: simulated heads with known susceptibility"}
     study.write_json(root / "dataset_description.json", study.SIDECARS["dataset_description.json"] | name)
     study.write_json(root / "participants.json", dictionary)
-    study.write_json(root / "MEGRE.json", study.SIDECARS["MEGRE.json"])
+    for name in ("MEGRE.json", "T1w.json"):
+        study.write_json(root / name, study.SIDECARS[name])
 
 
 def keep(raw: Path, out: Path, root: Path) -> None:
@@ -135,26 +136,46 @@ def keep(raw: Path, out: Path, root: Path) -> None:
     description = json.loads((derived / "dataset_description.json").read_text())
     links = {"SourceDatasets": [{"URL": "../.."}], "DatasetLinks": {"raw": "../.."}}
     study.write_json(derived / "dataset_description.json", description | links)
-    truth(raw / "derivatives" / "truth", root / "derivatives" / "truth")
 
 
-def truth(folder: Path, root: Path) -> None:
-    """Write the true mean of every region."""
+def true_values(wanted: list[study.Person], folder: Path) -> list[tuple]:
+    """What the images were made from: participant, index, name, susceptibility against water and against the brain, shift."""
     table = resources.files("qsmflow.data") / "atlas" / "tpl-MNI152NLin2009cAsym_atlas-CIT168_dseg.tsv"
     lines = [line.split("\t") for line in table.read_text().splitlines()[1:]]
     numbers = {values[0]: name for name, values in phantom._NUCLEI.items()}
-    rows = [("participant_id", "index", "name", "chi", "shift")]
-    for person in people():
+    rows = []
+    for person in wanted:
         name = folder / f"sub-{person.label}" / "anat" / f"sub-{person.label}"
         chi = nb.load(f"{name}_Chimap.nii.gz").get_fdata()
         labels = nb.load(f"{name}_space-GRE_atlas-CIT168_dseg.nii.gz").get_fdata().astype(int)
+        brain = chi[nb.load(f"{name}_desc-brain_mask.nii.gz").get_fdata() > 0].mean()
         indices = [int(line[0]) for line in lines]
         means = ndimage.mean(chi, labels, indices)
         for index, line, mean in zip(indices, lines, means, strict=True):
             shift = person.shifts.get(numbers.get(index % 100, ""), 0.0)
-            rows.append((f"sub-{person.label}", index, line[1], f"{mean:.4f}", f"{shift:.4f}"))
+            rows.append((f"sub-{person.label}", index, line[1], f"{mean:.4f}", f"{mean - brain:.4f}", f"{shift:.4f}"))
+    return rows
+
+
+def compare(rows: list[tuple], out: Path) -> None:
+    """Print the difference of the region values from the truth, both relative to the whole brain, over people and sides."""
+    errors: dict[str, list[float]] = {}
+    for who in dict.fromkeys(row[0] for row in rows):
+        lines = (out / who / "anat" / f"{who}_atlas-CIT168_stats.tsv").read_text().splitlines()
+        place = lines[0].split("\t").index("chi_brain_mean")
+        measured = {line.split("\t")[1]: float(line.split("\t")[place].replace("n/a", "nan")) for line in lines[1:]}
+        for _, _, name, _, true, _ in (row for row in rows if row[0] == who):
+            errors.setdefault(name[:-2], []).append(measured[name] - float(true))
+    print("\n| region | mean error, ppm | mean size of the error | largest |\n| --- | --- | --- | --- |")
+    for name, values in errors.items():
+        found = np.array(values)
+        print(f"| {name} | {found.mean():+.4f} | {np.abs(found).mean():.4f} | {np.abs(found).max():.4f} |")
+
+
+def write_truth(rows: list[tuple], root: Path) -> None:
+    """Write the true mean of every region."""
     root.mkdir(parents=True)
-    study.write_tsv(root / "truth.tsv", rows)
+    study.write_tsv(root / "truth.tsv", [("participant_id", "index", "name", "chi", "chi_brain", "shift"), *rows])
     description = {
         **study.SIDECARS["derivatives/truth/dataset_description.json"],
         "Name": "Truth of the qsmflow example cohort",

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from scipy.optimize import least_squares
 
-from qsmflow.group.linear import Design, Mixed, adjust, design, effect, fit, joint
+from qsmflow.group.linear import Design, NotFittedError, adjust, design, fit
 from qsmflow.group.model import Model
 from qsmflow.group.prepare import Data
 
@@ -233,11 +233,14 @@ def age_curves(data: Data, model: Model) -> dict[str, pd.DataFrame]:
         keep = data.values[region].notna().to_numpy()
         label = {"region": region, "structure": data.names[region]}
         made, y = whole.rows(keep), data.values[region].to_numpy(float)[keep]
-        if len(y) < made.matrix.shape[1] + 3 or made.deficient:
-            rows.append({**label, "n": len(y), "status": "too few values for the covariates"})
-            continue
         people = data.people.loc[keep]
-        row, line, adjusted = _region(region, data, model, made, y, people, at)
+        try:
+            if len(y) < made.matrix.shape[1] + 3 or made.deficient:
+                raise NotFittedError("too few values for the covariates")
+            row, line, adjusted = _region(region, data, model, made, y, people, at)
+        except NotFittedError as error:
+            rows.append({**label, "n": len(y), "status": str(error)})
+            continue
         rows.append({**label, **row})
         lines.append(pd.DataFrame({"region": region, "age": at, **line}))
         points.append(
@@ -256,8 +259,8 @@ def _region(
     """Row, line and adjusted values of one region."""
     who, age = people["participant_id"].to_numpy(), people[model.age].to_numpy(float)
     others = made.matrix[:, [i for i, name in enumerate(made.names) if name not in ("intercept", model.age)]]
-    fitted = fit(y, made, who if data.repeated else None)
-    slope = effect(fitted, made.columns(model.age)[0])
+    fitted = fit(y, made, who)
+    slope = fitted.effect(made.columns(model.age)[0])
     row = {
         "n": len(y),
         "status": "fitted",
@@ -268,9 +271,9 @@ def _region(
     }
     row["slope_p"] = slope[4]
     for name in data.factors:
-        row[f"{name}_p"] = joint(fitted, made.columns(name))[2]
-    if isinstance(fitted, Mixed):
-        row |= {"between_participants": fitted.between, "converged": fitted.converged}
+        row[f"{name}_p"] = fitted.joint(made.columns(name))[2]
+    if fitted.between is not None:
+        row["between_participants"] = fitted.between
     curves = fit_curves(y, age, others)
     chosen = min((curve for curve in curves.values() if curve.identified), key=lambda curve: curve.aicc)
     row |= {f"aicc_{form}": curve.aicc for form, curve in curves.items()}

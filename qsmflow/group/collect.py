@@ -125,7 +125,8 @@ def read_table(path: Path, key: str, remedy: str) -> pd.DataFrame:
             path, sep="\t", dtype=str, na_values=["n/a", "N/A", ""], keep_default_na=False, encoding="utf-8-sig"
         )
     except (ValueError, OSError) as error:  # pandas' own errors are ValueErrors
-        raise DatasetError(f"{path} cannot be read as a table: {' '.join(str(error).split())}") from error
+        told = " ".join(str(error).split()).rstrip(".")
+        raise DatasetError(f"{path} cannot be read as a table ({told}); {remedy}") from error
     if key not in table or table[key].isna().any():
         raise DatasetError(f"{path}: every row needs a '{key}'; columns must be separated by tabs (found: {', '.join(table)})")
     return table
@@ -167,6 +168,11 @@ def _read_regions(path: Path) -> pd.DataFrame:
 def _gaps(people: pd.DataFrame, scans: pd.DataFrame, bids_dir: Path, results_dir: Path, chosen: Sequence[str]) -> list[str]:
     """Who is in only one of the list and the results."""
     listed, scanned = set(people["participant_id"]), set(scans["participant_id"])
+    if not listed & scanned:
+        raise DatasetError(
+            f"{bids_dir / 'participants.tsv'} lists nobody who has a region table in {results_dir}: {_some(sorted(listed))} "
+            f"there, {_some(sorted(scanned))} here; write the labels alike"
+        )
     if chosen:
         listed &= {f"sub-{label}" for label in chosen}
     notices = []
@@ -185,7 +191,7 @@ def _describe(scans: pd.DataFrame, people: pd.DataFrame, bids_dir: Path) -> tupl
     for participant in several["participant_id"].unique():
         path = bids_dir / participant / f"{participant}_sessions.tsv"
         if path.is_file():
-            table = read_table(path, "session_id", "")
+            table = read_table(path, "session_id", "write it with the column session_id and one row per session")
             ids = table["session_id"]
             table["session_id"] = ids.where(ids.str.startswith("ses-"), "ses-" + ids)
             if table["session_id"].duplicated().any():

@@ -10,7 +10,7 @@ import pandas as pd
 from statsmodels.stats.meta_analysis import effectsize_smd
 
 from qsmflow.errors import DatasetError
-from qsmflow.group.linear import Design, Mixed, adjust, design, effect, fit, joint, partial_eta_squared
+from qsmflow.group.linear import Design, NotFittedError, adjust, design, fit, partial_eta_squared
 from qsmflow.group.model import Model
 from qsmflow.group.prepare import Data
 from qsmflow.group.roc import roc
@@ -33,9 +33,15 @@ def reference_level(data: Data, model: Model, table: str) -> str:
     sizes = data.people.drop_duplicates("participant_id")[model.group].value_counts()
     shown = ", ".join(f"{level}: {size}" for level, size in sorted(sizes.items()))
     if len(sizes) < 2:
-        raise DatasetError(f"{table}: one group only in '{model.group}' ({shown}); a comparison needs two")
+        raise DatasetError(
+            f"{table}: one group only in '{model.group}' ({shown}); a comparison needs two: add the others, or name another "
+            "column with 'group:' in a model file"
+        )
     if sizes.min() < FEWEST:
-        raise DatasetError(f"{table}: groups are too small to compare ({shown}); each needs at least {FEWEST} participants")
+        raise DatasetError(
+            f"{table}: groups are too small to compare ({shown}); each needs at least {FEWEST} participants with region "
+            "tables. Leave a small group out with 'select: {" + model.group + ": [LEVEL, LEVEL]}' in a model file"
+        )
     found = [level for level in sizes.index if level.lower() in CONTROLS]
     if model.reference:
         found = [level for level in sizes.index if level == model.reference]
@@ -87,7 +93,7 @@ def compare(data: Data, model: Model, reference: str) -> dict[str, pd.DataFrame]
     -----
     ``value ~ group + covariates`` by least squares with HC3 errors; F tests of type III, adjusted means at the mean of the
     covariates and all levels of the factors alike, partial eta squared from sums of squares. Where participants have several
-    sessions, a mixed model with a random intercept per participant, and its Wald tests. ``slope_p`` tests whether the slopes
+    sessions, a mixed model with a random intercept per participant. ``slope_p`` tests whether the slopes
     of numeric covariates differ between groups, which the model takes for equal. q values by Benjamini and Hochberg over the
     regions. Hedges' g and ROC are of the values as measured (one mean per participant), without covariates.
     """
@@ -98,10 +104,12 @@ def compare(data: Data, model: Model, reference: str) -> dict[str, pd.DataFrame]
         y, keep = data.values[region].to_numpy(float), data.values[region].notna().to_numpy()
         label = {"region": region, "structure": data.names[region]}
         reason = _unfit(data, model, whole.rows(keep), keep, levels)
-        if reason:
-            rows["ancova"].append({**label, "n": int(keep.sum()), "status": reason})
-            continue
-        _region(rows, label, data, model, whole, y, keep, levels)
+        try:
+            if reason:
+                raise NotFittedError(reason)
+            _region(rows, label, data, model, whole, y, keep, levels)
+        except NotFittedError as error:
+            rows["ancova"].append({**label, "n": int(keep.sum()), "status": str(error)})
     ancova, differences = (pd.DataFrame(rows[name]) for name in ("ancova", "differences"))
     for table, tests in ((ancova, ("group_", *(f"{c}_" for c in (*data.numeric, *data.factors)))), (differences, ("",))):
         for test in tests:
@@ -127,23 +135,23 @@ def _region(
 ) -> None:  # fmt: skip
     """Add the rows of one region."""
     people, made, y = data.people.loc[keep], whole.rows(keep), y[keep]
-    who = people["participant_id"].to_numpy() if data.repeated else None
+    who = people["participant_id"].to_numpy()
     fitted = fit(y, made, who)
     group = made.columns(model.group)
-    statistic, degrees, p = joint(fitted, group)
+    statistic, degrees, p = fitted.joint(group)
     row = {**label, "n": len(y), "status": "fitted", "group_f": statistic, "group_df": degrees, "group_p": p}
-    row["group_eta2"] = partial_eta_squared(y, made, group) if who is None else np.nan
+    row["group_eta2"] = partial_eta_squared(y, made, group) if fitted.between is None else np.nan
     for name in (*data.numeric, *data.factors):
-        estimate = effect(fitted, made.columns(name)[0])
+        estimate = fitted.effect(made.columns(name)[0])
         row |= (
             {f"{name}_estimate": estimate[0], f"{name}_low": estimate[2], f"{name}_high": estimate[3]}
             if name in data.numeric
             else {}
         )
-        row[f"{name}_p"] = joint(fitted, made.columns(name))[2]
+        row[f"{name}_p"] = fitted.joint(made.columns(name))[2]
     row["slope_p"] = _slopes_differ(y, made, people, data, model, who)
-    if isinstance(fitted, Mixed):
-        row |= {"between_participants": fitted.between, "converged": fitted.converged}
+    if fitted.between is not None:
+        row["between_participants"] = fitted.between
     rows["ancova"].append(row)
     one = pd.Series(y, people.index).groupby(people["participant_id"]).mean()
     group_of = people.drop_duplicates("participant_id").set_index("participant_id")[model.group].loc[one.index]
@@ -151,13 +159,13 @@ def _region(
     intercept = made.columns("intercept")[0]
     for level in levels:
         at = intercept + (0 if level == levels[0] else _column(made, model.group, level))
-        mean = effect(fitted, at)
+        mean = fitted.effect(at)
         rows["means"].append({
             **label, "group": level, "n": len(sample[level]), "mean": sample[level].mean(), "sd": sample[level].std(ddof=1),
             "adjusted_mean": mean[0], "adjusted_low": mean[2], "adjusted_high": mean[3],
         })  # fmt: skip
         if level != levels[0]:
-            change = effect(fitted, _column(made, model.group, level))
+            change = fitted.effect(_column(made, model.group, level))
             rows["differences"].append({
                 **label, "group": level, "reference": levels[0], "difference": change[0], "se": change[1], "low": change[2],
                 "high": change[3], "p": change[4], **_hedges(sample[level], sample[levels[0]]),
@@ -169,9 +177,7 @@ def _column(made: Design, group: str, level: str) -> np.ndarray:
     return np.eye(len(made.names))[made.names.index(f"{group}[{level}]")]
 
 
-def _slopes_differ(
-    y: np.ndarray, made: Design, people: pd.DataFrame, data: Data, model: Model, who: np.ndarray | None
-) -> float:
+def _slopes_differ(y: np.ndarray, made: Design, people: pd.DataFrame, data: Data, model: Model, who: np.ndarray) -> float:
     """p of the joint test of all products of groups and numeric covariates."""
     groups = [i for i, name in enumerate(made.names) if name.startswith(f"{model.group}[")]
     slopes = [i for i, name in enumerate(made.names) if name in data.numeric]
@@ -181,7 +187,10 @@ def _slopes_differ(
     larger = Design(np.column_stack([made.matrix, extra]), (*made.names, *["product"] * extra.shape[1]))
     if larger.deficient or len(y) < larger.matrix.shape[1] + 3:
         return np.nan
-    return joint(fit(y, larger, who), larger.columns("product"))[2]
+    try:
+        return fit(y, larger, who).joint(larger.columns("product"))[2]
+    except NotFittedError:  # the model without the products holds; only their test is missing
+        return np.nan
 
 
 def _hedges(sample: np.ndarray, reference: np.ndarray) -> dict[str, float]:

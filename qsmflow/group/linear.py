@@ -9,8 +9,15 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 import statsmodels.api as sm
-from scipy.stats import chi2, norm
 from statsmodels.stats.multitest import multipletests
+
+#: Searches for the variance between participants; the second, which needs no gradient, is for when the first stops short of a
+#: variance of 0.
+_SEARCHES = ["bfgs", "powell"]
+
+
+class NotFittedError(Exception):
+    """The model cannot be fitted to these values; the message says why, in the words of a table's status."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,7 +72,27 @@ def design(
     return Design(np.column_stack(list(columns.values())), tuple(columns))
 
 
-def fit(values: np.ndarray, made: Design, participants: np.ndarray | None = None):
+@dataclass(frozen=True, eq=False)
+class Fit:
+    """A fitted region: ``result`` of statsmodels; ``between``, the share of the variance beyond the model that lies between
+    participants, where some were scanned repeatedly."""
+
+    result: object
+    between: float | None = None
+
+    def effect(self, row: np.ndarray) -> tuple[float, float, float, float, float]:
+        """Estimate, standard error, limits of the 95 % interval and p of a combination of coefficients."""
+        test = self.result.t_test(row)
+        low, high = np.asarray(test.conf_int())[0]
+        return float(test.effect[0]), float(test.sd[0, 0]), float(low), float(high), float(test.pvalue)
+
+    def joint(self, rows: np.ndarray) -> tuple[float, float, float]:
+        """F, the degrees of freedom of its numerator and p of a joint test."""
+        test = self.result.f_test(rows)
+        return float(np.squeeze(test.fvalue)), float(test.df_num), float(test.pvalue)
+
+
+def fit(values: np.ndarray, made: Design, participants: np.ndarray) -> Fit:
     """Fit one region.
 
     Parameters
@@ -74,72 +101,58 @@ def fit(values: np.ndarray, made: Design, participants: np.ndarray | None = None
         No missing ones.
     made : Design
         For these scans.
-    participants : ndarray, (scans,), optional
-        Who was scanned: with it, a random intercept per participant (restricted maximum likelihood).
+    participants : ndarray, (scans,)
+        Who was scanned.
 
     Returns
     -------
-    result
-        Of statsmodels: OLS with HC3 covariance and t tests, or MixedLM.
+    Fit
+
+    Raises
+    ------
+    NotFittedError
+        If the values leave nothing to estimate an error from, or the mixed model fails or does not converge.
+
+    Notes
+    -----
+    With one scan per participant: least squares with HC3 errors. Otherwise a linear mixed model with a random intercept per
+    participant: the variances by restricted maximum likelihood, given which the coefficients are those of generalised least
+    squares; its t and F tests have as many degrees of freedom as there are participants more than coefficients. That is right
+    for what differs between participants and careful about what changes within them.
 
     References
     ----------
     MacKinnon & White, J Econometrics 29:305, 1985, doi:10.1016/0304-4076(85)90158-7.
     """
-    if participants is None:
-        return sm.OLS(values, made.matrix).fit(cov_type="HC3", use_t=True)
-    scale = float(np.std(values)) or 1.0  # the optimiser's tolerances are absolute, susceptibilities are small
-    with warnings.catch_warnings():  # a random intercept of no variance, or its slow search, is told in the table
+    plain = sm.OLS(values, made.matrix)
+    if plain.fit().ssr <= 1e-20 * float(values @ values):
+        raise NotFittedError("the values do not vary beyond the model")
+    number = len(set(participants))
+    if number == len(participants):
+        return Fit(plain.fit(cov_type="HC3", use_t=True))
+    if number <= made.matrix.shape[1]:
+        raise NotFittedError("too few participants for the covariates")
+    ratio = _variance_ratio(values / np.std(values), made, participants)
+    together = participants[:, None] == participants[None, :]
+    result = sm.GLS(values, made.matrix, sigma=np.eye(len(values)) + ratio * together).fit()
+    result._results.df_resid_inference = number - made.matrix.shape[1]  # where statsmodels keeps it for clustered errors
+    return Fit(result, ratio / (1 + ratio))
+
+
+def _variance_ratio(values: np.ndarray, made: Design, participants: np.ndarray) -> float:
+    """Variance between participants over that within them; ``values`` of unit spread, as the tolerances are absolute."""
+    with warnings.catch_warnings():  # of a variance of 0, and of a search that another one follows
         warnings.simplefilter("ignore")
-        return Mixed(sm.MixedLM(values / scale, made.matrix, groups=participants).fit(reml=True), scale)
-
-
-class Mixed:
-    """A mixed model of values that were divided by ``scale``: its fixed effects, tested by Wald's test.
-
-    ``between`` is the share of the remaining variance that lies between participants, ``converged`` what the optimiser says.
-    """
-
-    def __init__(self, result, scale: float):
-        self._result, self._scale = result, scale
-        self.fixed = result.fe_params.size
-        self.params = np.asarray(result.fe_params) * scale
-        self.converged = bool(result.converged)
-        between, within = float(np.asarray(result.cov_re)[0, 0]), float(result.scale)
-        self.between = between / (between + within)
-
-    def _covariance(self) -> np.ndarray:
-        return np.asarray(self._result.cov_params())[: self.fixed, : self.fixed]
-
-    def effect(self, row: np.ndarray) -> tuple[float, float, float, float, float]:
-        """Estimate, standard error, limits and p of a combination."""
-        estimate = float(row @ self.params)
-        error = float(np.sqrt(row @ self._covariance() @ row)) * self._scale
-        half = norm.ppf(0.975) * error
-        return estimate, error, estimate - half, estimate + half, float(2 * norm.sf(abs(estimate / error)))
-
-    def joint(self, rows: np.ndarray) -> tuple[float, float, float]:
-        """Wald chi-square over its degrees of freedom, the degrees, p."""
-        between = rows @ np.asarray(self._result.fe_params)
-        statistic = float(between @ np.linalg.solve(rows @ self._covariance() @ rows.T, between))
-        return statistic / len(rows), float(len(rows)), float(chi2.sf(statistic, len(rows)))
-
-
-def effect(result, row: np.ndarray) -> tuple[float, float, float, float, float]:
-    """Estimate, standard error, limits of the 95 % interval and p of a combination of coefficients."""
-    if isinstance(result, Mixed):
-        return result.effect(row)
-    test = result.t_test(row)
-    low, high = np.asarray(test.conf_int())[0]
-    return float(test.effect[0]), float(test.sd[0, 0]), float(low), float(high), float(test.pvalue)
-
-
-def joint(result, rows: np.ndarray) -> tuple[float, float, float]:
-    """F, its numerator's degrees of freedom and p of a joint test (HC3; Wald for a mixed model)."""
-    if isinstance(result, Mixed):
-        return result.joint(rows)
-    test = result.f_test(rows)
-    return float(np.squeeze(test.fvalue)), float(test.df_num), float(test.pvalue)
+        try:
+            result = sm.MixedLM(values, made.matrix, groups=participants).fit(reml=True, method=_SEARCHES)
+        except (np.linalg.LinAlgError, ValueError) as error:
+            raise NotFittedError(f"the mixed model failed: {' '.join(str(error).split()).rstrip('.').lower()}") from error
+    ratio = float(np.asarray(result.cov_re_unscaled)[0, 0])
+    if not result.converged or not np.isfinite(ratio):
+        raise NotFittedError("the mixed model did not converge")
+    if ratio > 1e8:
+        raise NotFittedError("the mixed model is singular: the values of a participant do not vary beyond it")
+    return ratio
 
 
 def partial_eta_squared(values: np.ndarray, made: Design, rows: np.ndarray) -> float:

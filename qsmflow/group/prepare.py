@@ -70,7 +70,11 @@ def prepare(cohort: Cohort, model: Model) -> Data:
     keep = ~gaps.any(axis=1)
     people, values = people[keep].copy(), values[keep]
     if people.empty:
-        raise DatasetError(f"{table}: nobody with region tables has all of {', '.join(needed) or 'the columns'}")
+        counts = ", ".join(f"{name} is missing in {count}" for name, count in gaps.sum().items() if count)
+        raise DatasetError(
+            f"{table}: none of the {len(gaps)} scans with region tables has all of {', '.join(needed)} ({counts}); fill in the "
+            f"columns, or take one out of the model '{model.name}'"
+        )
     numeric, factors, dropped = _types(people, model, needed, str(table))
     if model.harmonise == "combat":
         values, told = _harmonised(people, values, model, numeric, factors)
@@ -195,6 +199,10 @@ def _types(people: pd.DataFrame, model: Model, needed: Sequence[str], table: str
             continue
         if people[name].nunique() < 2:
             value = f"{people[name].iloc[0]:g}" if is_number else people[name].iloc[0]
+            if name == model.age and model.analysis == "ageing":
+                raise DatasetError(
+                    f"{table}: '{name}' is the same ({value}) for everybody; ageing needs people of several ages"
+                )
             if name not in optional:
                 raise DatasetError(
                     f"{table}: '{name}' is the same ({value}) for all {len(people)} scans that are used, so nothing can be "

@@ -58,11 +58,13 @@ def run_study(cohort: Cohort, model: Model) -> Study:
             raise DatasetError(f"{table}: '{model.age}' cannot be used as an age")
         check_size(data.people, design(data.people, numeric=data.numeric, factors=data.factors), model, table)
         tables = age_curves(data, model)
+        notices += _unfitted(tables["ageing"])
         return Study(
             model, data, tables, _ageing_findings(tables["ageing"], model), _ageing_methods(data, model), tuple(notices)
         )
     if model.analysis == "test-retest":
         tables = compare_sessions(data, str(cohort.results_dir))
+        notices += _unfitted(tables["reliability"])
         return Study(model, data, tables, _retest_findings(tables["reliability"]), _RETEST, tuple(notices))
     tables = calibrate(cohort, data, model)
     return Study(model, data, tables, _phantom_findings(tables["calibration"], model), _PHANTOM, tuple(notices))
@@ -78,6 +80,7 @@ def _case_control(cohort: Cohort, model: Model, data: Data, table: str, notices:
     expected = expectations(tables["differences"], model.fdr) if not tables["differences"].empty else pd.DataFrame()
     if not expected.empty:
         tables["expected"] = expected
+    notices += _unfitted(tables["ancova"])
     notices += _reference_region(cohort, data, model, reference)
     findings = _group_findings(tables["differences"], model)
     return Study(model, data, tables, findings, _group_methods(data, model, reference), tuple(notices), reference)
@@ -95,6 +98,12 @@ def _missing(data: Data) -> list[str]:
         told = ", ".join(f"{region} {count}" for region, count in gaps[gaps > 0].items())
         notices.append(f"missing values, whose scans are left out of these regions only: {told} of {len(data.values)}")
     return notices
+
+
+def _unfitted(table: pd.DataFrame) -> list[str]:
+    """Regions without a result, and why."""
+    rows = table[~table["status"].isin(("fitted", "compared"))]
+    return [f"no result ({reason}): {', '.join(part['region'])}" for reason, part in rows.groupby("status")]
 
 
 def _reference_region(cohort: Cohort, data: Data, model: Model, reference: str) -> list[str]:
@@ -181,7 +190,7 @@ def _adjusted(data: Data, *without: str) -> str:
 def _group_methods(data: Data, model: Model, reference: str) -> str:
     kind = "analysis of covariance (type III tests, heteroscedasticity-consistent HC3 errors [@mackinnon1985])"
     if data.repeated:
-        kind = "a linear mixed model with a random intercept per participant (restricted maximum likelihood, Wald tests)"
+        kind = "a linear mixed model with a random intercept per participant (restricted maximum likelihood)"
     return (
         f"{_common(data, model)} Groups were compared with {reference}{_adjusted(data)} by {kind}, with the false discovery "
         f"rate controlled at {model.fdr:g} over the regions [@benjamini1995]. Effect sizes are Hedges' g [@hedges1981]; areas "

@@ -37,13 +37,12 @@ _MEANINGS = {
     "status": "fitted or compared, or why not",
     "group": "group of the participants",
     "reference": "group that it is compared with",
-    "group_f": "F of the group effect (type III, HC3; Wald statistic over its degrees of freedom in a mixed model)",
+    "group_f": "F of the group effect (type III; HC3 errors, or those of a mixed model)",
     "group_df": "degrees of freedom of its numerator",
     "group_eta2": "partial eta squared of the group effect",
     "slope_p": "p of the slope against age; in a comparison of groups: p that slopes of covariates differ between them",
     "slope_q": "Benjamini-Hochberg q of slope_p over the regions",
     "between_participants": "share of the remaining variance that lies between participants (mixed model)",
-    "converged": "whether the mixed model's fit converged",
     "mean": "mean (unadjusted), in the unit of the measure",
     "sd": "standard deviation between participants",
     "adjusted_mean": "mean at the mean of the covariates and all levels of the factors alike",
@@ -119,10 +118,11 @@ _MEANINGS = {
     "voxels": "voxels that were tested",
     "t_min": "lowest t",
     "t_max": "highest t",
+    "t_limit": "size that t must exceed for a corrected p below 0.05 (largest t of the map, without enhancement of clusters)",
     "significant": "voxels with a corrected p below 0.05",
 }
 _ENDINGS = {
-    "_p": "p of the effect of {} (HC3, type III)",
+    "_p": "p of the effect of {} (type III)",
     "_q": "Benjamini-Hochberg q of {}_p over the regions",
     "_estimate": "slope against {}, in the unit of the measure per unit of the column",
     "_low": "lower limit of the 95 % interval of the slope against {}",
@@ -181,7 +181,7 @@ def meaning(column: str) -> str:
     Examples
     --------
     >>> meaning("r2star_p95"), meaning("sex_p")
-    ('95th percentile of R2*, 1/s', 'p of the effect of sex (HC3, type III)')
+    ('95th percentile of R2*, 1/s', 'p of the effect of sex (type III)')
     """
     if column in _MEANINGS:
         return _MEANINGS[column]

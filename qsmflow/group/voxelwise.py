@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -99,7 +100,7 @@ class Moments:
 
 def permutation_test(
     maps: np.ndarray, tested: np.ndarray, others: np.ndarray, *, permutations: int, seed: int, masker=None, tfce: bool = False
-) -> dict[str, np.ndarray]:
+) -> tuple[dict[str, np.ndarray], float]:
     """Test one effect in every voxel.
 
     Parameters
@@ -118,9 +119,11 @@ def permutation_test(
 
     Returns
     -------
-    dict of ndarray, (voxels,)
+    found : dict of ndarray, (voxels,)
         ``t``; ``logp``, minus the decimal logarithm of the p value corrected for the largest t of the whole map (two-sided);
         with ``tfce`` also ``logp_tfce``.
+    limit : float
+        Size that t must exceed for a corrected p below 0.05; infinite with fewer than 20 permutations.
 
     References
     ----------
@@ -133,4 +136,7 @@ def permutation_test(
         output_type="dict",
     )  # fmt: skip
     found = {"t": result["t"][0], "logp": result["logp_max_t"][0]}
-    return found | ({"logp_tfce": result["logp_max_tfce"][0]} if tfce else {})
+    # p = (1 + permutations that reach t) / (1 + permutations), so that many of them may reach it:
+    allowed = math.ceil((permutations + 1) / 20) - 2
+    limit = float(np.sort(result["h0_max_t"].ravel())[::-1][allowed]) if allowed >= 0 else math.inf
+    return found | ({"logp_tfce": result["logp_max_tfce"][0]} if tfce else {}), limit

@@ -21,6 +21,8 @@ REGIONS = {
     "STH": (0.09, 1e-4, 0.0),
 }
 SPREAD = 0.012
+#: Standard deviation between the scans of a person, ppm.
+CHANGE = 0.004
 
 
 @dataclass
@@ -73,34 +75,45 @@ def write_region_table(path, pairs):
     path.write_text("\n".join(lines) + "\n")
 
 
-@pytest.fixture(scope="session")
-def cohort_on_disk():
-    """Write a cohort: ``cohort_on_disk(folder, number, seed=0, null=False, sites=())``."""
-
-    def write(folder, number, seed=0, null=False, sites=()):
-        bids, out = folder / "bids", folder / "out"
-        bids.mkdir(parents=True)
-        table = people(number, seed, sites)
-        table.to_csv(bids / "participants.tsv", sep="\t", index=False)
-        (bids / "dataset_description.json").write_text('{"Name": "simulated", "BIDSVersion": "1.10.0"}')
-        found = values(table, seed, null=null)
-        for row, who in enumerate(table["participant_id"]):
-            pairs = [(name, side, found[name][row, s]) for s, side in enumerate("LR") for name in REGIONS]
-            write_region_table(out / who / "anat" / f"{who}_atlas-CIT168_stats.tsv", pairs)
-            rng = np.random.default_rng([seed, row])
+def write_cohort(folder, number, seed=0, null=False, sites=(), sessions=1):
+    """Write a dataset and its results; with two sessions (``CHANGE`` between the scans of a person) two years apart."""
+    bids, out = folder / "bids", folder / "out"
+    bids.mkdir(parents=True)
+    table = people(number, seed, sites)
+    table.to_csv(bids / "participants.tsv", sep="\t", index=False)
+    (bids / "dataset_description.json").write_text('{"Name": "simulated", "BIDSVersion": "1.10.0"}')
+    found = values(table, seed, null=null)
+    for row, who in enumerate(table["participant_id"]):
+        rng = np.random.default_rng([seed, row])
+        for session in range(sessions):
+            label = f"{who}_ses-{session + 1}" if sessions > 1 else who
+            place = out / who / "/".join(label.split("_")[1:]) / "anat"
+            pairs = []
+            for name in REGIONS:
+                later = 0.0 if null else 2 * session * REGIONS[name][1]
+                change = later + (rng.normal(0, CHANGE) if sessions > 1 else 0.0)
+                pairs += [(name, side, found[name][row, s] + change) for s, side in enumerate("LR")]
+            write_region_table(place / f"{label}_atlas-CIT168_stats.tsv", pairs)
             metrics = {
                 "coverage": 0.9 + 0.05 * rng.random(),
                 "snr_echo1": 40 + 5 * rng.random(),
                 "new_metric": rng.random(),
                 "none": None,
             }
-            path = out / who / "anat" / f"{who}_desc-qc_stats.json"
-            path.write_text(json.dumps({"metrics": metrics, "warnings": []}))
-        slopes = {name: 0.0 if null else row[1] for name, row in REGIONS.items()}
-        shifts = {name: 0.0 if null else row[2] for name, row in REGIONS.items()}
-        return Truth(bids, out, table, slopes, shifts)
+            (place / f"{label}_desc-qc_stats.json").write_text(json.dumps({"metrics": metrics, "warnings": []}))
+        if sessions > 1:
+            lines = [f"ses-{n + 1}\t{table['age'][row] + 2 * n}" for n in range(sessions)]
+            (bids / who).mkdir()
+            (bids / who / f"{who}_sessions.tsv").write_text("session_id\tage\n" + "\n".join(lines) + "\n")
+    slopes = {name: 0.0 if null else row[1] for name, row in REGIONS.items()}
+    shifts = {name: 0.0 if null else row[2] for name, row in REGIONS.items()}
+    return Truth(bids, out, table, slopes, shifts)
 
-    return write
+
+@pytest.fixture(scope="session")
+def cohort_on_disk():
+    """Write a cohort: :func:`write_cohort`."""
+    return write_cohort
 
 
 @pytest.fixture(scope="session")

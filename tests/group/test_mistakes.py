@@ -53,16 +53,33 @@ MISTAKES = {
         lambda t: people(t, lambda p: p.replace({"age": {p.loc[3, "age"]: "89+"}})), CASE, EXIT_DATASET,
         ["participants.tsv", "'age'", "sub-004 ('89+')", "n/a"],
     ),
+    "an empty list": (
+        lambda t: (t.bids / "participants.tsv").write_text(""), (), EXIT_DATASET,
+        ["participants.tsv cannot be read as a table", "write", "participant_id"],
+    ),
+    "other labels": (
+        lambda t: people(t, lambda p: p.assign(participant_id=[f"x{n}" for n in range(12)])), (), EXIT_DATASET,
+        ["participants.tsv lists nobody", "sub-x0", "sub-001", "write the labels alike"],
+    ),
+    "no age of anybody": (
+        lambda t: people(t, lambda p: p.assign(age="n/a")), CASE, EXIT_DATASET,
+        ["participants.tsv", "none of the 12 scans", "age is missing in 12"],
+    ),
+    "one age": (
+        lambda t: people(t, lambda p: p.assign(age=50)), ("--study", "ageing"), EXIT_DATASET,
+        ["participants.tsv", "'age' is the same (50)", "several ages"],
+    ),
     "one group": (
         lambda t: people(t, lambda p: p.assign(group="HC")), CASE, EXIT_DATASET,
-        ["participants.tsv", "one group only", "HC: 12"],
+        ["participants.tsv", "one group only", "HC: 12", "'group:' in a model file"],
     ),
     "three participants": (
         lambda t: people(t, lambda p: p.head(3)), ("--study", "ageing"), EXIT_DATASET,
         ["participants.tsv", "3 scans are too few", "more participants or fewer covariates"],
     ),
     "three participants in two groups": (
-        lambda t: people(t, lambda p: p.head(3)), CASE, EXIT_DATASET, ["groups are too small", "HC: 2, PD: 1"],
+        lambda t: people(t, lambda p: p.head(3)), CASE, EXIT_DATASET,
+        ["groups are too small", "HC: 2, PD: 1", "select: {group:"],
     ),
     "groups of unknown names": (
         lambda t: people(t, lambda p: p.replace("HC", "A")), CASE, EXIT_DATASET, ["which group", "A: 6, PD: 6", "reference:"],

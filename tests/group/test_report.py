@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from html.parser import HTMLParser
 
 import pandas as pd
@@ -56,6 +57,14 @@ def test_the_page_asks_nobody_for_anything(made, page):
 def test_outliers_lead_to_the_page_of_their_subject(made):
     text = (made.out / "group.html").read_text()
     assert '<a href="sub-003.html">sub-003</a>' in text
+
+
+def test_an_outlier_whose_page_is_not_there_is_no_link(made, tmp_path):
+    shutil.copytree(made.out, tmp_path / "out", ignore=shutil.ignore_patterns("*.html"))
+    assert main([str(made.bids), str(tmp_path / "out"), "group"]) == 0
+    text = (tmp_path / "out" / "group.html").read_text()
+    assert "<td>sub-003</td>" in text
+    assert "sub-003.html" not in text
 
 
 def test_findings_are_on_the_page(made):

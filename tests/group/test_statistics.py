@@ -1,12 +1,13 @@
 """The statistics agree with references that are computed another way, and find what was put in."""
 
 import warnings
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 import statsmodels.formula.api as smf
-from scipy.stats import mannwhitneyu
+from scipy.stats import f, mannwhitneyu, t
 from statsmodels.stats.anova import anova_lm
 from statsmodels.tools.eval_measures import aicc as reference_aicc
 
@@ -147,7 +148,54 @@ def test_repeated_sessions_are_a_mixed_model():
         assert row.difference == pytest.approx(reference.params[name] / 100, rel=1e-3)
         assert row.se == pytest.approx(reference.bse[name] / 100, rel=1e-3)
     assert ours["ancova"]["between_participants"].iloc[0] == pytest.approx(0.01**2 / (0.01**2 + 0.004**2), abs=0.15)
-    assert ours["ancova"]["converged"].all()
+    assert (ours["ancova"]["status"] == "fitted").all()
+
+
+def test_no_variance_between_participants_is_least_squares():
+    """Where a gradient search stops short of 0 (and says that it did not converge), as it does in these values."""
+    rng, who = np.random.default_rng(42), np.repeat(np.arange(8), 2)
+    table = pd.DataFrame({"age": rng.uniform(20, 80, 8)[who] + np.tile([0, 2.0], 8), "sex": rng.choice(["F", "M"], 8)[who]})
+    values = 0.1 + rng.normal(0, 0.002, 8)[who] + rng.normal(0, 0.004, 16)
+    table["group"] = np.where(who % 2, "PD", "HC")
+    made = linear.design(table, numeric=["age"], factors=["sex"], group="group", reference="HC")
+    fitted, plain = linear.fit(values, made, who), linear.sm.OLS(values, made.matrix).fit()
+    assert fitted.between < 1e-6
+    for row in np.eye(4):
+        assert fitted.effect(row)[:2] == pytest.approx((row @ plain.params, row @ plain.bse), rel=1e-5)
+
+
+def _singular(*_, **__):
+    raise np.linalg.LinAlgError("Singular matrix")
+
+
+def _unfinished(*_, **__):
+    return SimpleNamespace(converged=False, cov_re_unscaled=np.eye(1))
+
+
+@pytest.mark.parametrize(("search", "reason"), [(_singular, "failed: singular matrix"), (_unfinished, "did not converge")])
+def test_a_mixed_model_that_fails_costs_no_more_than_its_region(search, reason, monkeypatch):
+    twice = pd.concat([people(30, 9)] * 2).reset_index(drop=True)
+    twice["z"] = twice["y"] + np.random.default_rng(1).normal(0, 0.005, 60)
+    twice["y"] += np.random.default_rng(2).normal(0, 0.005, 60)
+    both = Data(twice, twice[["y", "z"]], {"y": "Why", "z": "Zed"}, ("age",), (), (), (), {row: [row] for row in twice.index})
+    honest = linear.sm.MixedLM.fit
+    broken = twice["y"].to_numpy() / twice["y"].std(ddof=0)
+    monkeypatch.setattr(
+        linear.sm.MixedLM, "fit",
+        lambda self, **words: (search if np.allclose(self.endog, broken) else honest)(self, **words),
+    )  # fmt: skip
+    for table in (compare(both, MODEL, "HC")["ancova"], ageing.age_curves(both, Model("m", "ageing"))["ageing"]):
+        row, other = table.set_index("region").loc["y"], table.set_index("region").loc["z"]
+        assert reason in row["status"]
+        assert row.drop(["structure", "n", "status"]).isna().all()
+        assert other["status"] == "fitted"
+        assert 0 < other["between_participants"] < 1
+
+
+def test_values_that_do_not_vary_are_told():
+    table = people(20, 3).assign(y=0.1)
+    assert compare(data(table), MODEL, "HC")["ancova"]["status"].tolist() == ["the values do not vary beyond the model"]
+    assert ageing.age_curves(data(table), Model("m", "ageing"))["curves"].empty
 
 
 def test_intraclass_correlations_have_the_published_limits():
@@ -237,7 +285,7 @@ def test_combat_gives_the_numbers_of_neurocombat():
     assert np.isfinite(gap).sum() == gap.size - 1
 
 
-def test_mixed_wald_tests_are_those_of_statsmodels():
+def test_mixed_tests_are_those_of_statsmodels_with_the_degrees_of_freedom_of_participants():
     table = people(30, 9)
     twice = pd.concat([table, table]).reset_index(drop=True)
     twice["y"] += np.random.default_rng(1).normal(0, 0.005, 60)
@@ -247,9 +295,13 @@ def test_mixed_wald_tests_are_those_of_statsmodels():
         warnings.simplefilter("ignore")
         scaled = twice.assign(y=twice["y"] / twice["y"].std(ddof=0))
         reference = smf.mixedlm("y ~ age + C(site, Sum)", scaled, groups=scaled["participant_id"]).fit()
-    terms = reference.wald_test_terms(scalar=True).table
-    assert linear.joint(fitted, made.columns("site"))[2] == pytest.approx(terms.loc["C(site, Sum)", "pvalue"], rel=1e-3)
-    assert linear.effect(fitted, made.columns("age")[0])[4] == pytest.approx(reference.pvalues["age"], rel=1e-3)
+    wald = reference.wald_test_terms(scalar=True).table.loc["C(site, Sum)"]
+    assert fitted.joint(made.columns("site"))[0] == pytest.approx(wald["statistic"] / 2, rel=1e-3)
+    assert fitted.joint(made.columns("site"))[2] == pytest.approx(f.sf(wald["statistic"] / 2, 2, 26), rel=1e-3)
+    estimate, error, low, high, p = fitted.effect(made.columns("age")[0])
+    assert estimate / error == pytest.approx(reference.tvalues["age"], rel=1e-3)
+    assert high - low == pytest.approx(2 * t.ppf(0.975, 26) * error)
+    assert p == pytest.approx(2 * t.sf(abs(reference.tvalues["age"]), 26), rel=1e-3)
 
 
 def test_molar_susceptibilities():

@@ -11,7 +11,7 @@ import statsmodels.formula.api as smf
 
 from qsmflow.cli.run import main
 from qsmflow.group.collect import collect
-from qsmflow.group.linear import adjust, design, effect, fit
+from qsmflow.group.linear import adjust, design, fit
 from qsmflow.group.model import load_study, read_model
 from qsmflow.group.study import run_study
 from qsmflow.group.tables import outliers
@@ -24,8 +24,8 @@ def effects(simulation, seed, *, null=False):
     table = simulation.people(40, seed)
     made = design(table, numeric=["age"], factors=["sex"], group="group", reference="HC")
     for name, sides in simulation.values(table, seed, null=null).items():
-        fitted = fit(sides.mean(axis=1), made)
-        yield name, effect(fitted, made.columns("age")[0]), effect(fitted, made.columns("group")[0])
+        fitted = fit(sides.mean(axis=1), made, table["participant_id"].to_numpy())
+        yield name, fitted.effect(made.columns("age")[0]), fitted.effect(made.columns("group")[0])
 
 
 @pytest.mark.slow
@@ -162,6 +162,34 @@ def test_sessions_runs_and_agreement(simulation, tmp_path):
     cohort = collect(bids, out)
     assert cohort.scans["age"].astype(float).iloc[1] == table["age"].iloc[0] + 2
     assert "between_participants" in run_study(cohort, load_study("case-control")).tables["ancova"]
+
+
+def test_a_region_without_a_result_is_told_in_table_page_and_log(simulation, tmp_path, capsys):
+    """A region whose values are the same in both sessions: its mixed model is singular, the others stand."""
+    bids, out, rng = tmp_path / "bids", tmp_path / "out", np.random.default_rng(0)
+    table = simulation.people(12, 0)
+    for who, age in zip(table["participant_id"], table["age"], strict=True):
+        (bids / who).mkdir(parents=True)
+        (bids / who / f"{who}_sessions.tsv").write_text(f"session_id\tage\nses-1\t{age}\nses-2\t{age + 2}\n")
+        own = rng.normal(0.1, 0.02, 2)
+        for name in (f"{who}_ses-1", f"{who}_ses-2"):
+            chi = {"RN": own[0], "SNr": own[1] + rng.normal(0, 0.004)}
+            pairs = [(region, side, value) for region, value in chi.items() for side in "LR"]
+            simulation.write_region_table(out / who / name.split("_")[1] / "anat" / f"{name}_atlas-X_stats.tsv", pairs)
+    table.to_csv(bids / "participants.tsv", sep="\t", index=False)
+    for study, name in (("case-control", "ancova"), ("ageing", "ageing")):
+        assert main([str(bids), str(out), "group", "--study", study]) == 0
+        lines = (out / f"group_{study}_{name}.tsv").read_text().splitlines()
+        rows = {line.split("\t")[0]: line.split("\t") for line in lines}
+        assert rows["RN"][3].startswith("the mixed model is singular")
+        assert set(rows["RN"][4:]) == {"n/a"}
+        assert rows["SNr"][3] == "fitted"
+        told = "no result (the mixed model is singular: the values of a participant do not vary beyond it): RN"
+        assert f"notice: {told}" in capsys.readouterr().out
+        assert told in max((out / "logs").iterdir(), key=lambda path: path.stat().st_mtime).read_text()
+        page = (out / f"group_{study}.html").read_text()
+        assert told[1:] in page
+        assert "<td>the mixed model is singular: the values of a participant do not vary beyond it</td><td>n/a</td>" in page
 
 
 def test_a_phantom(simulation, tmp_path):

@@ -72,10 +72,11 @@ def test_permutation_p_values_are_uniform_under_the_null():
     rng = np.random.default_rng(1)
     smallest = []
     for seed in range(40):
-        found = permutation_test(
+        found, limit = permutation_test(
             rng.normal(size=(16, 30)), np.repeat([0.0, 1.0], 8), rng.normal(size=(16, 1)), permutations=100, seed=seed
         )  # fmt: skip
         smallest.append(10 ** -found["logp"].max())
+        assert (np.abs(found["t"]).max() > limit) == (smallest[-1] < 0.05)
     assert np.mean(np.array(smallest) < 0.5) == pytest.approx(0.5, abs=0.2)
     assert np.mean(np.array(smallest) < 0.05) <= 0.15
 
@@ -85,7 +86,7 @@ def test_t_values_are_those_of_a_linear_model():
 
     rng = np.random.default_rng(2)
     maps, tested, other = rng.normal(size=(20, 3)), np.repeat([0.0, 1.0], 10), rng.normal(size=(20, 1))
-    found = permutation_test(maps, tested, other, permutations=10, seed=0)
+    found, _ = permutation_test(maps, tested, other, permutations=10, seed=0)
     design = np.column_stack([np.ones(20), tested, other])
     assert found["t"] == pytest.approx([sm.OLS(maps[:, v], design).fit().tvalues[1] for v in range(3)])
 
