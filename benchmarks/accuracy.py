@@ -27,7 +27,8 @@ from qsmflow.interfaces import images
 _FAST_DECAY = 80.0
 
 #: Labels of strong sources in the tissue map: vein, calcification, microbleed.
-_STRONG = (11, 16, 20)
+VEIN = 11
+STRONG = (VEIN, 16, 20)
 
 _CHI = ("nrmse", "nrmse_detrend", "xsim", "dgm_linearity", "hfen")
 CHI_TITLES = ("NRMSE %", "detrended NRMSE %", "XSIM", "deep-grey linearity error", "HFEN %")
@@ -130,7 +131,7 @@ def field_errors(head: Head, made: dict[str, np.ndarray]) -> None:
     error[mask] -= np.median(error[mask])
     depth = ndi.distance_transform_edt(truth["brain"])
     deep = mask & (depth > 3)
-    strong = deep & ndi.binary_dilation(np.isin(truth["tissue"], _STRONG), iterations=2)
+    strong = deep & ndi.binary_dilation(np.isin(truth["tissue"], STRONG), iterations=2)
     bent = deep & (made["residual"] > 3 * np.median(made["residual"][mask]))
     places = {
         "first layer of voxels": mask & (depth <= 1),
@@ -244,7 +245,8 @@ def field_score(made: np.ndarray, truth: dict[str, np.ndarray], name: str) -> di
 
 def chi_score(made: np.ndarray, truth: dict[str, np.ndarray]) -> list[float]:
     score = partial(qsm_eval.challenge_metrics, seg=truth["tissue"])
-    found = score(made.astype(np.float64), truth["chi"].astype(np.float64), core(truth))
+    want = np.where(truth["brain"], truth["chi"], 0)  # air around it would reach into the brain through the scores' filters
+    found = score(made.astype(np.float64), want.astype(np.float64), core(truth))
     return [found[key] for key in _CHI]
 
 

@@ -11,12 +11,12 @@ import argparse
 from pathlib import Path
 
 import numpy as np
-from accuracy import _CHI_TITLES, _STRONG, chi_score, core, field_score, table
+from accuracy import CHI_TITLES, STRONG, chi_score, core, field_score, table
 from heads import Head, apply_step, default_dataset, load, run
 from scipy import ndimage as ndi
 
 from qsmflow import registry
-from qsmflow.algorithms import morphology
+from qsmflow.algorithms import morphology, passes
 from qsmflow.config import Recipe
 
 #: Options that are scored beside the defaults.
@@ -25,6 +25,7 @@ _OPTIONS = [
     ("resharp", {"radius": 3.0}),
     ("resharp", {"radius": 3.0, "prior": "energy"}),
     ("pdf", {"weighted": False}),
+    ("iharperella", {"peel": 0}),
 ]
 
 
@@ -40,6 +41,7 @@ def main() -> None:
     methods(head, made, settings)
     errors(head, made)
     erosion(head, made, [("pdf", {}), ("vsharp", {}), ("resharp", {})])
+    two_passes(head, made)
 
 
 def methods(head: Head, made: dict[str, np.ndarray], settings: list) -> None:
@@ -69,7 +71,7 @@ def errors(head: Head, made: dict[str, np.ndarray]) -> None:
     error = np.where(mask, made["total_field"] - truth["total_field"], 0)
     error = np.where(mask, error - np.median(error[mask]), 0)
     depth = ndi.distance_transform_edt(truth["brain"])
-    strong = ndi.binary_dilation(np.isin(truth["tissue"], _STRONG), iterations=2)
+    strong = ndi.binary_dilation(np.isin(truth["tissue"], STRONG), iterations=2)
     worst = np.zeros(mask.shape, bool)
     worst.flat[np.argsort(np.where(where, np.abs(error), 0), axis=None)[-10:]] = True
     places = {
@@ -94,14 +96,30 @@ def erosion(head: Head, made: dict[str, np.ndarray], settings: list) -> None:
         for name, parameters in settings:
             result = remove(head, name, parameters, made["total_field"], mask, made["field_error"])
             score = field_score(result["local_field"], head.aligned, "local_field")
-            arrays = {"magnitude": head.magnitude, "field_error": made["field_error"], **result}
-            chi = apply_step("inversion", "tv", arrays=arrays, context=head.context, parameters={})["chi"]
+            chi = inverted(head, made, result)
             coverage = f"{(chi[head.aligned['brain']] != 0).mean():.0%}"
             rows.append(
                 [layers, label(name, parameters), score["nrmse"], score["xsim"], *chi_score(chi, head.aligned), coverage]
             )
-    titles = ["local field NRMSE %", "local field XSIM", *(f"chi {title}" for title in _CHI_TITLES), "coverage"]
+    titles = ["local field NRMSE %", "local field XSIM", *(f"chi {title}" for title in CHI_TITLES), "coverage"]
     table("Layers taken off the mask first, from the echoes", ["layers", "method", *titles], rows)
+
+
+def two_passes(head: Head, made: dict[str, np.ndarray]) -> None:
+    """One pass and two, with PDF and TV, in the recipe's mask."""
+    mask = made["field_mask"]
+    reliable = passes.reliable(mask, made["quality"], threshold=Recipe().reliable_quality)
+    results = [remove(head, "pdf", {}, made["total_field"], kept, made["field_error"]) for kept in (reliable, mask)]
+    first, second = (inverted(head, made, result) for result in results)
+    chi, _, _ = passes.merge(first, results[0]["mask"], second, results[1]["mask"])
+    rows = [["one", *chi_score(second, head.aligned)], ["two", *chi_score(chi, head.aligned)]]
+    table(f"Two passes, {(mask & ~reliable).sum() / mask.sum():.2%} from the second", ["passes", *CHI_TITLES], rows)
+
+
+def inverted(head: Head, made: dict[str, np.ndarray], result: dict[str, object]) -> np.ndarray:
+    """Susceptibility by TV from what background removal gave."""
+    arrays = {"magnitude": head.magnitude, "field_error": made["field_error"], **result}
+    return apply_step("inversion", "tv", arrays=arrays, context=head.context, parameters={})["chi"]
 
 
 def remove(head: Head, name: str, parameters: dict, field, mask, error) -> dict[str, object]:

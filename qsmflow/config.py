@@ -84,6 +84,7 @@ class Recipe:
     b0: float | None = None
     phase_sign: str = "auto"
     cosmos: str = ""
+    two_pass: bool = False
     parameters: Mapping[str, Mapping[str, object]] = dataclass_field(default_factory=dict)
 
     def __post_init__(self):
@@ -114,6 +115,10 @@ class Recipe:
             raise UsageError(f"B0 must be given in tesla, not {self.b0}")
         if self.cosmos:
             self._check_cosmos()
+        if not isinstance(self.two_pass, bool):
+            raise UsageError(f"two_pass must be true or false, not {self.two_pass!r}")
+        if self.two_pass and not self.needs_chi:
+            raise UsageError("two passes are for the susceptibility, but the outputs leave it out")
         if (self.reference == "region") != bool(self.reference_region):
             raise UsageError("reference 'region' needs a region (an atlas label or a mask file), and only it takes one")
 
@@ -171,6 +176,11 @@ class Recipe:
         """Whether something that was asked for is made from susceptibility."""
         return "qsm" in self.outputs or ("swi" in self.outputs and self.weights_chi)
 
+    @property
+    def reliable_quality(self) -> float:
+        """Lowest phase quality of a voxel that the first of two passes takes: that of the mask by quality."""
+        return self.values("mask", "quality")["threshold"]
+
     def values(self, stage: str, name: str) -> dict[str, object]:
         """All parameters of a method, defaults merged."""
         return registry.find(stage, name).merged(self.parameters.get(name))
@@ -183,6 +193,10 @@ class Recipe:
             del content["background"]
         if not self.cosmos:
             del content["cosmos"]
+        if self.two_pass:
+            content["two_pass"] = self.reliable_quality
+        else:
+            del content["two_pass"]
         content["methods"] = [
             [stage, name, registry.find(stage, name).version, self.values(stage, name)] for stage, name in self.methods
         ]

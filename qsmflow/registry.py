@@ -341,7 +341,9 @@ ALGORITHMS = (
         "relaxometry:complex_decay",
         ("derochefort2008", "golub2003"),
         "R2* was fitted together with the field to the complex signal by nonlinear least squares (at most {iterations} steps),"
-        " pooled over {fwhm} voxels after demodulation, without echoes after a loss of signal ({dropout} standard deviations).",
+        " pooled over {fwhm} voxels after demodulation, without echoes after a loss of signal ({dropout} standard deviations);"
+        " where the phase lay off its line by {bend} standard deviations, to the magnitudes instead.",
+        version=2,
     ),
     Algorithm(
         "mask",
@@ -429,7 +431,7 @@ ALGORITHMS = (
         ("liu2011pdf",),
         "The background field was removed by projection onto dipole fields (PDF; at most {iterations} iterations, tolerance"
         " {tolerance}).",
-        version=2,
+        version=3,
     ),
     Algorithm(
         "background",
@@ -437,6 +439,7 @@ ALGORITHMS = (
         "background.harperella:harperella",
         ("li2014",),
         "The background field was removed by HARPERELLA from the Laplacian of the combined phase with a radius of {radius} mm.",
+        version=2,
         experimental=True,
     ),
     Algorithm(
@@ -446,6 +449,7 @@ ALGORITHMS = (
         ("li2014",),
         "The background field was removed by iHARPERELLA from the Laplacian of the combined phase (at most {iterations}"
         " iterations).",
+        version=2,
         experimental=True,
     ),
     Algorithm(
@@ -501,6 +505,7 @@ ALGORITHMS = (
         ("milovic2018", "milovic2021"),
         "Susceptibility was computed by nonlinear inversion with a variational penalty ({penalty}, weight {lambda_}, tuning:"
         " {tune}; ADMM, at most {iterations} iterations).",
+        version=2,
     ),
     Algorithm(
         "inversion",
@@ -509,6 +514,7 @@ ALGORITHMS = (
         ("milovic2019",),
         "Susceptibility was computed by nonlinear total-variation inversion (weight {lambda_}) together with a weakly harmonic"
         " field (weight {beta}; ADMM, at most {iterations} iterations).",
+        version=2,
     ),
     Algorithm(
         "inversion",
@@ -547,10 +553,11 @@ ALGORITHMS = (
         "inversion",
         "tgv",
         "singlestep.tgv:tgv",
-        ("langkammer2015", "chambolle2011"),
+        ("langkammer2015", "bredies2010"),
         "Susceptibility was computed from the Laplacian of the total field in a single step with second-order total generalised"
-        " variation (TGV-QSM; weight {lambda_}, ratio {ratio}, at most {iterations} primal-dual iterations).",
-        experimental=True,
+        " variation (TGV-QSM; weight {lambda_}, ratio {ratio}, ADMM, at most {iterations} iterations; the outer"
+        " {peel} voxels of the mask without data).",
+        version=2,
     ),
     Algorithm(
         "inversion",

@@ -39,14 +39,26 @@ def padded_shape(shape: Sequence[int], margin: Sequence[int] | int = 0) -> tuple
 
 
 def rfftn(volume: np.ndarray, shape: Sequence[int]) -> np.ndarray:
-    """Real-to-complex transform of a volume, zero padded at the end to ``shape`` (complex64, last axis halved)."""
-    return scipy.fft.rfftn(volume, s=shape, axes=AXES)
+    """Real-to-complex transform of a volume, zero padded at the end to ``shape`` (complex64, last axis halved).
+
+    Axis by axis, so that lines of zeros are not transformed.
+    """
+    part = scipy.fft.rfft(volume, shape[2], axis=2)
+    part = scipy.fft.fft(part, shape[1], axis=1, overwrite_x=True)
+    return scipy.fft.fft(part, shape[0], axis=0, overwrite_x=True)
 
 
-def irfftn(spectrum: np.ndarray, shape: Sequence[int], crop: Sequence[int] | None = None) -> np.ndarray:
-    """Inverse of :func:`rfftn` on the grid ``shape``, cropped to ``crop``; ``spectrum`` is left alone."""
-    volume = scipy.fft.irfftn(spectrum, s=shape, axes=AXES)
-    return volume if crop is None else volume[: crop[0], : crop[1], : crop[2]]
+def irfftn(
+    spectrum: np.ndarray, shape: Sequence[int], crop: Sequence[int] | None = None, *, overwrite: bool = False
+) -> np.ndarray:
+    """Inverse of :func:`rfftn` on the grid ``shape``, cropped to ``crop``; ``spectrum`` is left alone unless ``overwrite``.
+
+    Axis by axis, so that lines outside ``crop`` are not transformed further, and in place.
+    """
+    nx, ny, nz = shape if crop is None else crop
+    part = scipy.fft.ifft(spectrum, axis=0, overwrite_x=overwrite)[:nx]
+    part = scipy.fft.ifft(part, axis=1, overwrite_x=True)[:, :ny]
+    return scipy.fft.irfft(part, shape[2], axis=2)[:, :, :nz]
 
 
 def convolve(volume: np.ndarray, spectrum: np.ndarray, shape: Sequence[int]) -> np.ndarray:
@@ -60,7 +72,7 @@ def convolve_onto(
     """The same, given on another part of the grid: cropped to ``crop``, or all of it."""
     product = rfftn(volume, shape)
     product *= spectrum
-    return irfftn(product, shape, crop)
+    return irfftn(product, shape, crop, overwrite=True)
 
 
 def frequencies(shape: Sequence[int], voxel_size: Sequence[float], half: bool = True) -> list[np.ndarray]:

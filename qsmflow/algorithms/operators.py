@@ -19,8 +19,22 @@ def gradient_power(shape: Sequence[int], voxel_size: Sequence[float]) -> np.ndar
     >>> float(gradient_power((4, 4, 4), (1, 1, 2))[2, 0, 2])
     5.0
     """
+    x, y, z = second_differences(shape, voxel_size)
+    return -(x[:, None, None] + y[:, None] + z)
+
+
+def second_differences(shape: Sequence[int], voxel_size: Sequence[float]) -> tuple[np.ndarray, ...]:
+    """Symbols of the second differences along each axis of the half spectrum, 1/mm^2, float32; their sum is the Laplacian's.
+
+    Examples
+    --------
+    >>> [s.tolist() for s in second_differences((2, 2, 2), (1, 1, 2))]
+    [[0.0, -4.0], [0.0, -4.0], [0.0, -1.0]]
+    """
     axes = fourier.frequencies(shape, voxel_size)
-    return sum(((2 - 2 * np.cos(2 * math.pi * k * h)) / h**2 for k, h in zip(axes, voxel_size, strict=True))).astype(np.float32)
+    return tuple(
+        ((2 * np.cos(2 * math.pi * k.ravel() * h) - 2) / h**2).astype(np.float32) for k, h in zip(axes, voxel_size, strict=True)
+    )
 
 
 @njit(parallel=True, cache=True)

@@ -96,11 +96,16 @@ def bipolar(
     corrected[mask] = phase[mask]
     if not mask.any():
         return corrected, asymmetry, 0.0
-    double = _double_difference(phase, magnitude, mask, echo_times)
-    linear = _linear(double)
-    rest = double * np.exp(-1j * linear, dtype=np.complex64)
-    found = ndimage.gaussian_filter(rest, [sigma / h for h in voxel_size], mode="constant") if sigma else rest
-    half = np.where(mask, (linear + np.angle(found)) / 2, 0).astype(np.float32)
+    rest = _double_difference(phase, magnitude, mask, echo_times)
+    linear = _linear(rest)
+    rest *= _phasor(-linear)
+    if sigma:
+        for part in (rest.real, rest.imag):
+            ndimage.gaussian_filter(part, [sigma / h for h in voxel_size], mode="constant", output=part)
+    half = np.angle(rest)
+    half += linear
+    half /= 2
+    half *= mask
     size = float(np.sqrt(np.mean(np.square(half[mask], dtype=np.float64))))
     if size >= threshold:
         asymmetry = half
@@ -121,16 +126,31 @@ def _double_difference(phase: np.ndarray, magnitude: np.ndarray, mask: np.ndarra
         if not keeps_turns(twice):
             step = unwrapped(step, weight, mask)
         is_even = k % 2 == 0  # the middle echo is the second, the fourth, ...
-        factor = weight * np.exp(1j * (2 * (here - before) - np.float32(twice) * step), dtype=np.complex64)
+        step *= np.float32(-twice)
+        step += 2 * (here - before)
+        factor = _phasor(step)
+        factor *= weight
         factor *= _least_turn(factor, twice)
-        sums[is_even] += factor if is_even else factor.conj()
+        sums[is_even] += factor if is_even else np.conj(factor, out=factor)
         weights[is_even] += weight
+        del weight, step, factor  # not beside those of the next triplet
     even, odd = sums[True], sums[False]
     if not odd.any():
         return even
     # Equal weight for both kinds, whatever the decay.
     ratio = np.divide(weights[False], weights[True], out=np.zeros(mask.shape, np.float32), where=weights[True] > 0)
-    return np.sqrt(ratio) * even + np.divide(odd, np.sqrt(ratio), out=np.zeros_like(odd), where=ratio > 0)
+    np.sqrt(ratio, out=ratio)
+    even *= ratio
+    even += np.divide(odd, ratio, out=odd, where=ratio > 0) * (ratio > 0)
+    return even
+
+
+def _phasor(angle: np.ndarray) -> np.ndarray:
+    """``exp(i angle)``, complex64, without temporary volumes."""
+    result = np.empty(angle.shape, np.complex64)
+    np.cos(angle, out=result.real)
+    np.sin(angle, out=result.imag)
+    return result
 
 
 def _least_turn(factor: np.ndarray, twice: float) -> np.complex64:
@@ -142,7 +162,13 @@ def _least_turn(factor: np.ndarray, twice: float) -> np.complex64:
 
 def _mean_step(factor: np.ndarray) -> complex:
     """Sum over pairs of neighbours along the first axis of one times the conjugate of the other."""
-    return complex(np.sum(factor[:-1].conj() * factor[1:], dtype=np.complex128))
+    here, after = factor[:-1], factor[1:]
+
+    def summed(a: np.ndarray, b: np.ndarray) -> float:
+        return float(np.einsum("ijk,ijk->", a, b, dtype=np.float64))
+
+    real = summed(here.real, after.real) + summed(here.imag, after.imag)
+    return complex(real, summed(here.real, after.imag) - summed(here.imag, after.real))
 
 
 def _linear(factor: np.ndarray) -> np.ndarray:
@@ -156,16 +182,17 @@ def _linear(factor: np.ndarray) -> np.ndarray:
     grid = np.ix_(*axes)
     weights = np.array([0.0, *(np.angle(_mean_step(np.moveaxis(factor, axis, 0))) for axis in range(3))])
 
-    def model() -> np.ndarray:
-        return weights[0] + sum(w * axis for w, axis in zip(weights[1:], grid, strict=True))
-
+    turned = factor
+    for w, axis in zip(weights[:0:-1], axes[::-1], strict=True):
+        # In the precision of what there is: another would copy the volume.
+        turned = np.einsum("...n,n->...", turned, np.exp(-1j * w * axis).astype(np.complex64))
+    weights[0] = np.angle(turned)
     inside = size > 0
-    weights[0] = np.angle(np.sum(factor * np.exp(-1j * model()), dtype=np.complex128))
     columns = np.stack([np.broadcast_to(c, factor.shape)[inside] for c in (np.ones((1, 1, 1)), *grid)])
     # Sums by einsum, not by BLAS, do not depend on the number of threads; the ridge is for axes of one voxel.
     weighted = columns * size[inside]
     normal = np.einsum("in,jn->ij", weighted, columns) + 1e-12 * max(total, 1e-30) * np.eye(4)
     for _ in range(_REFINEMENTS):
-        left = np.angle(factor[inside] * np.exp(-1j * model()[inside]))
+        left = np.angle(factor[inside] * np.exp(-1j * np.einsum("i,in->n", weights, columns)))
         weights += np.linalg.solve(normal, np.einsum("in,n->i", weighted, left))
-    return model().astype(np.float32)
+    return (weights[0] + sum(w * axis for w, axis in zip(weights[1:], grid, strict=True))).astype(np.float32)

@@ -310,6 +310,7 @@ def complex_decay(
     echo_times: Sequence[float],
     fwhm: float = 1.5,
     dropout: float = 4.0,
+    bend: float = 4.0,
     iterations: int = 20,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Fit R2* and the field together to the complex signal, which has no noise floor.
@@ -330,6 +331,9 @@ def complex_decay(
     dropout : float
         An echo that lies this many noise standard deviations below the decay of the echoes before it is left out, and so are
         those after it; 0 keeps them.
+    bend : float
+        Where the phase of an echo lies this many noise standard deviations off its line, the magnitudes are fitted instead; 0
+        never does.
     iterations : int
         Greatest number of steps of each fit; a voxel stops when R2* changes by less than 1e-4 of its value.
 
@@ -352,8 +356,11 @@ def complex_decay(
     Minimises ``sum |m exp(i phi) - S0 exp(i p0 + (i w - R2*) TE)|^2`` in every voxel, from the phase unwrapped along the
     echoes. The signal is then turned back by ``p0 + w TE``; its real part decays to 0 with Gaussian noise around it, whereas a
     magnitude never falls below the noise. This real part is pooled inside the mask and fitted by variable projection as in
-    :func:`nonlinear`; loss of signal is treated as in :func:`arlo`. With two echoes the phase says nothing about the decay, and
-    the result is that of the magnitudes with their noise floor.
+    :func:`nonlinear`; loss of signal is treated as in :func:`arlo`. Near strong sources the phase bends over the echoes and the
+    real part would take the bend for decay: where the imaginary part of an echo exceeds ``bend`` noise standard deviations, the
+    line is no model of the phase, and the magnitudes without their noise floor (``m^2 - 2 s^2``) take the place of the real
+    part. Noise alone hardly reaches the limit, so that weak signals stay free of the floor. With two echoes the phase says
+    nothing about the decay, and the result is that of the magnitudes with their noise floor.
 
     Examples
     --------
@@ -371,7 +378,11 @@ def complex_decay(
     _check(magnitude)
     mask, times = np.asarray(mask, dtype=bool), np.asarray(echo_times, dtype=np.float64)
     angles = temporal(phase, mask, echo_times=echo_times)[mask]
-    real = decay.demodulate(np.ascontiguousarray(magnitude[mask], dtype=np.float32), angles, times, iterations)
+    signal = np.ascontiguousarray(magnitude[mask], dtype=np.float32)
+    real, noise = decay.demodulate(signal, angles, times, iterations), decay.noise_level(signal, times)
+    if bend > 0 and noise > 0:
+        bent = (signal**2 - real**2 > np.float32(bend * noise) ** 2).any(axis=1)
+        real[bent] = np.sqrt(np.maximum(signal[bent] ** 2 - np.float32(2 * noise**2), 0))
     pooled = _pool(real, mask, fwhm / _FWHM)
     used = decay.usable_echoes(pooled, times, decay.noise_level(pooled, times), dropout if dropout > 0 else np.inf)
     return _volumes(mask, decay.finish(decay.newton(pooled, used, times, iterations), pooled, used, times))

@@ -74,10 +74,11 @@ def conjugate_gradients(
             break
         applied = operator(direction)
         length = right.dtype.type(energy / inner(direction, applied))
-        _advance(x.ravel(), residual.ravel(), direction.ravel(), applied.ravel(), length)
+        squares = _advance(x.ravel(), residual.ravel(), direction.ravel(), applied.ravel(), length)
         del applied  # frees a volume before the next transform
         step = residual if preconditioner is None else preconditioner(residual)
-        energy, before = inner(residual, step), energy
+        known = step is residual and inner is dot
+        energy, before = float(squares.sum()) if known else inner(residual, step), energy
         _turn(direction.ravel(), step.ravel(), right.dtype.type(energy / before))
     return x
 
@@ -124,10 +125,17 @@ def _products(a, b):
 
 @njit(parallel=True, cache=True)
 def _advance(x, residual, direction, applied, length):
-    """``x += length direction`` and ``residual -= length applied``, in place."""
-    for i in prange(x.size):
-        x[i] += length * direction[i]
-        residual[i] -= length * applied[i]
+    """``x += length direction`` and ``residual -= length applied``, in place; the residual's energy in each block, float64."""
+    blocks = (x.size + _BLOCK - 1) // _BLOCK
+    sums = np.empty(blocks)
+    for block in prange(blocks):
+        total = 0.0
+        for i in range(block * _BLOCK, min(x.size, (block + 1) * _BLOCK)):
+            x[i] += length * direction[i]
+            residual[i] -= length * applied[i]
+            total += np.float64(residual[i].real) ** 2 + np.float64(residual[i].imag) ** 2
+        sums[block] = total
+    return sums
 
 
 @njit(parallel=True, cache=True)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 
-def error_weights(field_error: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Data weights from a field-error map: the inverse error, at most 1, and 1 at the best tenth of the mask.
+def error_weights(field_error: np.ndarray, mask: np.ndarray, *, alike: float | None = None) -> np.ndarray:
+    """Data weights from a field-error map: the inverse error, at most 1.
 
     Parameters
     ----------
@@ -14,6 +14,8 @@ def error_weights(field_error: np.ndarray, mask: np.ndarray) -> np.ndarray:
         Standard deviation of the field, any unit; non-positive or non-finite values get weight 0.
     mask : ndarray of bool, (X, Y, Z)
         Where weights are wanted.
+    alike : float, optional
+        Errors up to this many times their median weigh 1, instead of those of the best tenth of the mask.
 
     Returns
     -------
@@ -29,6 +31,6 @@ def error_weights(field_error: np.ndarray, mask: np.ndarray) -> np.ndarray:
     if not usable.any():
         raise ValueError("the field error is not positive anywhere in the mask")
     weights = np.zeros(mask.shape, np.float32)
-    best = np.percentile(field_error[usable], 10, method="lower")
+    best = alike * np.median(field_error[usable]) if alike else np.percentile(field_error[usable], 10, method="lower")
     np.divide(best, field_error, out=weights, where=usable, casting="same_kind")
     return np.minimum(weights, 1)

@@ -73,7 +73,8 @@ def _steps(plan: Plan) -> list[str]:
             told = {name: name + _values(values) for name, values in methods}
             lines.append(f"  {row.title}: {plan.recipe.mask_expression.text(told.get)}")
         elif methods:
-            lines.append(f"  {row.title}: " + " & ".join(name + _values(values) for name, values in methods))
+            passes = ", in two passes" if stage == "inversion" and plan.recipe.two_pass else ""
+            lines.append(f"  {row.title}: " + " & ".join(name + _values(values) for name, values in methods) + passes)
     return lines
 
 

@@ -17,17 +17,20 @@ from qsmflow.errors import UsageError, nearest
 
 _LEVELS = ("participant", "group")
 
-_USAGE = "qsmflow BIDS_DIR OUTPUT_DIR participant [options]"
+_USAGE = """\
+qsmflow BIDS_DIR OUTPUT_DIR participant [options]
+       qsmflow BIDS_DIR OUTPUT_DIR group [options]"""
 
 _DESCRIPTION = """\
-Quantitative susceptibility mapping from multi-echo gradient-echo images in BIDS: susceptibility, R2*, regional
-values and a page to look at for every subject."""
+Quantitative susceptibility mapping from multi-echo gradient-echo images in BIDS.
+
+participant: susceptibility, R2*, regional values and a page to look at for every subject. Its options are below.
+group:       tables, statistics and a report of the study, from what the participant level left in OUTPUT_DIR. Its
+             options: qsmflow BIDS_DIR OUTPUT_DIR group --help"""
 
 _EPILOG = """\
 Every parameter of every method is an option too, such as --tv-lambda or --vsharp-max-radius:
 'qsmflow --help-methods' lists them all, 'qsmflow --help-methods tv' those of one method or stage.
-
-The group level has options of its own: 'qsmflow BIDS_DIR OUTPUT_DIR group --help'.
 
 Exit codes: 0 everything done, 1 a step failed, 2 wrong usage, 3 data that cannot be used.
 A run that was stopped, by whatever, goes on where it was when the same command is given again."""
@@ -38,7 +41,9 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         if message.startswith("the following arguments are required"):
-            message += f"\nusage: {_USAGE} (options that take several values go last)"
+            message += (
+                "\nusage: qsmflow BIDS_DIR OUTPUT_DIR participant|group [options] (options that take several values go last)"
+            )
         raise UsageError(message)
 
 
@@ -114,7 +119,7 @@ def _build() -> argparse.ArgumentParser:
     where = parser.add_argument_group("from where, to where")
     where.add_argument("bids_dir", metavar="BIDS_DIR", type=Path, help="root of the BIDS dataset")
     where.add_argument("output_dir", metavar="OUTPUT_DIR", type=Path, help="where results go; made when it does not exist")
-    where.add_argument("level", metavar="participant", type=_level, help="the level of analysis")
+    where.add_argument("level", metavar="participant|group", type=_level, help="the level of analysis: subjects, or the study")
     _add_selection(parser.add_argument_group("what to process"))
     _add_recipe(parser.add_argument_group("how to compute (this changes numbers)"))
     _add_running(parser.add_argument_group("how to run (this does not)"))
@@ -164,6 +169,8 @@ def _add_recipe(group: argparse._ArgumentGroup) -> None:
     listed = " or ".join(ORIENTATION_ENTITIES)
     words = f"also combine the orientations of a head: a subject's acquisitions that differ in one entity only, {listed}"
     group.add_argument("--cosmos", metavar="ENTITY", help=words)
+    words = "invert twice, reliable phase alone and the whole mask, and merge (strong sources leave fewer streaks)"
+    group.add_argument("--two-pass", action="store_const", const=True, help=words)
     group.add_argument("--b0", metavar="TESLA", type=_number, help="field strength, where the sidecars lack it or are wrong")
     group.add_argument("--phase-sign", metavar="auto|+|-", help="phase grows (+) or falls (-) in a stronger field")
 
@@ -237,7 +244,7 @@ def _recipe(options: argparse.Namespace) -> Recipe:
     """The named recipe with the changes of the command line."""
     base = Recipe.load(options.recipe)
     stages = ("coils", "readout", "offset", "unwrap", "check", "field", "relaxometry", "background", "inversion", "swi")
-    changes = {key: getattr(options, key) for key in (*stages, "b0", "phase_sign", "cosmos")}
+    changes = {key: getattr(options, key) for key in (*stages, "b0", "phase_sign", "cosmos", "two_pass")}
     for key in ("mask", "atlas", "reference_region"):
         given = getattr(options, key)
         changes[key] = None if given is None else checks.image_file(f"--{key.replace('_', '-')}", given)

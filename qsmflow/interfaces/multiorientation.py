@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-from nipype.interfaces.base import BaseInterfaceInputSpec, File, SimpleInterface, TraitedSpec, traits
+from nipype.interfaces.base import BaseInterfaceInputSpec, File, SimpleInterface, TraitedSpec, isdefined, traits
 
 from qsmflow.algorithms.multiorientation import conditioning, cosmos
 from qsmflow.interfaces import images
@@ -17,6 +17,7 @@ class _CombineOrientationsInputSpec(BaseInterfaceInputSpec):
     field_errors = traits.List(File(exists=True), mandatory=True, desc="standard deviation of each, ppm")
     directions = traits.List(traits.List(traits.Float), mandatory=True, desc="main field in voxel axes of the grid, for each")
     names = traits.List(traits.Str, mandatory=True, desc="names of the orientations")
+    similarities = traits.List(traits.Float, desc="match of each but the first with the first after registration, nat")
 
 
 class _CombineOrientationsOutputSpec(TraitedSpec):
@@ -45,15 +46,15 @@ class CombineOrientations(SimpleInterface):
         self._results["chi"] = images.write(folder / "chi.nii", chi, grid)
         self._results["mask"] = images.write(folder / "mask.nii", mask, grid)
         first = inputs.directions[0]
+        positions = [
+            {"Name": name, "B0Direction": [round(b, 5) for b in direction], "TiltDegrees": round(_angle(first, direction), 2)}
+            for name, direction in zip(inputs.names, inputs.directions, strict=True)
+        ]
+        if isdefined(inputs.similarities):
+            for position, similarity in zip(positions[1:], inputs.similarities, strict=True):
+                position["RegistrationSimilarity"] = round(similarity, 4)
         self._results["measured"] = {
-            "Orientations": [
-                {
-                    "Name": name,
-                    "B0Direction": [round(b, 5) for b in direction],
-                    "TiltDegrees": round(_angle(first, direction), 2),
-                }
-                for name, direction in zip(inputs.names, inputs.directions, strict=True)
-            ],
+            "Orientations": positions,
             "SmallestCombinedKernel": round(found.minimum, 4),
             "ConditionNumber": round(found.condition, 2) if math.isfinite(found.condition) else "infinite",
             "PoorlyConditioned": found.poor,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import math
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -28,9 +28,13 @@ from qsmflow.config import Recipe
 from qsmflow.interfaces import images
 from qsmflow.reports import boilerplate, gallery, quality
 from qsmflow.reports.boilerplate import REGISTRATIONS
+from qsmflow.reports.gallery import COSMOS
 
 #: Nuclei whose plausible susceptibility starts here or above count as iron-rich, ppm.
 _IRON_RICH = 0.05
+
+#: References that are no region, in the words of the captions.
+_REFERENCES = {"brain": "the whole brain", "none": "an unknown constant"}
 
 #: Images of three axes that are read as they are (those of type bool as masks).
 _VOLUMES = {
@@ -70,6 +74,7 @@ class AcquisitionReportInputSpec(BaseInterfaceInputSpec):
     mask_notices = traits.List(traits.Str, usedefault=True, desc="what was found when the mask was made")
     readout_notices = traits.List(traits.Str, usedefault=True, desc="what was found when odd and even echoes were compared")
     unwrapping_notices = traits.List(traits.Str, usedefault=True, desc="what was found when the unwrapped phase was checked")
+    pass_notices = traits.List(traits.Str, usedefault=True, desc="what was found when two passes were merged")
     loaded = traits.Dict(usedefault=True, desc="report of LoadAcquisition; its notices and warnings are taken over")
     warnings = traits.List(traits.Dict(traits.Str, traits.Str), usedefault=True, desc="more warnings: what, remedy")
     recipe = traits.Str(mandatory=True, desc="the recipe as TOML")
@@ -94,15 +99,37 @@ class AcquisitionReport(SimpleInterface):
 
     def _run_interface(self, runtime):
         folder, work = Path(runtime.cwd), _Results(self.inputs)
-        self._results["figures"] = []
-        for drawn in gallery.draw(work.material()):
-            path = folder / f"{self.inputs.name}_{drawn.name}.png"
-            path.write_bytes(drawn.png)
-            path.with_suffix(".json").write_text(json_text(drawn.sidecar), encoding="utf-8")
-            self._results["figures"] += [str(path), str(path.with_suffix(".json"))]
+        self._results["figures"] = _write(gallery.draw(work.material()), folder, self.inputs.name)
         path = folder / f"{self.inputs.name}_desc-qc_stats.json"
         path.write_text(json_text(work.summary()), encoding="utf-8")
         self._results["quality_file"] = str(path)
+        return runtime
+
+
+class OrientationsReportInputSpec(BaseInterfaceInputSpec):
+    name = traits.Str(mandatory=True, desc="entities that all orientations share, as the files begin")
+    chi = File(exists=True, mandatory=True, desc="susceptibility from several orientations, ppm")
+    mask = File(exists=True, mandatory=True, desc="where it is known")
+    reference = traits.Str(mandatory=True, desc="what it is relative to, in the recipe's words")
+
+
+class OrientationsReportOutputSpec(TraitedSpec):
+    figures = OutputMultiPath(File(exists=True), desc="pictures (PNG) and what to write beside them (JSON of the same name)")
+
+
+class OrientationsReport(SimpleInterface):
+    """Draw the susceptibility that several orientations gave together."""
+
+    input_spec = OrientationsReportInputSpec
+    output_spec = OrientationsReportOutputSpec
+
+    def _run_interface(self, runtime):
+        inputs = self.inputs
+        arrays = {"chi": images.read(inputs.chi), "mask": images.read(inputs.mask, bool)}
+        affine = images.read_grid(inputs.chi).affine
+        material = gallery.Material(arrays, affine, None, 0, _REFERENCES.get(inputs.reference, "the reference region"))
+        drawn = gallery.draw(material, gallery.ORIENTATION_PICTURES)
+        self._results["figures"] = _write(drawn, Path(runtime.cwd), inputs.name)
         return runtime
 
 
@@ -110,6 +137,7 @@ class SaveFiguresInputSpec(BaseInterfaceInputSpec):
     in_files = InputMultiPath(File(exists=True), mandatory=True, desc="all pictures of an acquisition and their JSON files")
     output_dir = traits.Str(mandatory=True, desc="root of the output tree")
     entities = traits.Dict(traits.Str, traits.Str, mandatory=True, desc="entities of the acquisition")
+    family = traits.Enum("", COSMOS, usedefault=True, desc="how the desc- of all pictures begins")
 
 
 class SaveFiguresOutputSpec(TraitedSpec):
@@ -127,13 +155,27 @@ class SaveFigures(SimpleInterface):
         sample = output_path(self.inputs.output_dir, self.inputs.entities, "x", ".png", datatype="figures", desc="x")
         prefix = sample.name.removesuffix("desc-x_x.png")
         files = [sample.with_name(Path(path).name) for path in self.inputs.in_files]
-        for old in sample.parent.glob(f"{prefix}desc-*") if sample.parent.is_dir() else ():
-            if old not in files:
+        family = self.inputs.family
+        for old in sample.parent.glob(f"{prefix}desc-{family}*") if sample.parent.is_dir() else ():
+            # An acquisition may have the name of what several orientations share; each keeps its own pictures.
+            own = family or not old.name.startswith(f"{prefix}desc-{COSMOS}")
+            if own and old not in files:
                 old.unlink()
         for source, path in zip(self.inputs.in_files, files, strict=True):
             copy_file(source, path)
         self._results["out_files"] = [str(path) for path in files]
         return runtime
+
+
+def _write(pictures: Iterable[gallery.Drawn], folder: Path, name: str) -> list[str]:
+    """Write pictures and their sidecars; the paths of both."""
+    files = []
+    for drawn in pictures:
+        path = folder / f"{name}_{drawn.name}.png"
+        path.write_bytes(drawn.png)
+        path.with_suffix(".json").write_text(json_text(drawn.sidecar), encoding="utf-8")
+        files += [str(path), str(path.with_suffix(".json"))]
+    return files
 
 
 class _Results:
@@ -165,7 +207,7 @@ class _Results:
             self.grid.affine,
             self.inputs.b0,
             len(self.echo_times),
-            {"brain": "the whole brain", "none": "an unknown constant"}.get(self.recipe.reference, "the reference region"),
+            _REFERENCES.get(self.recipe.reference, "the reference region"),
             self.regions,
             self.recipe.values("swi", self.recipe.swi)["thickness"] if "minip" in arrays else 0.0,
             {index: quality.structure(name) for index, name in self.label_names.items()},
@@ -235,6 +277,7 @@ class _Results:
                 *inputs.mask_notices,
                 *inputs.readout_notices,
                 *inputs.unwrapping_notices,
+                *inputs.pass_notices,
             ],
             "warnings": [*inputs.loaded.get("warnings", []), *inputs.warnings, *quality.warnings(values)],
             "inputs": {

@@ -188,6 +188,8 @@ def methods_text(
     wanted = [stage for stage in sorted(STAGES, key=lambda name: name == "relaxometry") if _wanted(recipe, stage, skipped)]
     for stage in wanted:
         steps += _stage_sentences(recipe, stage, skipped)
+        if stage == "inversion" and recipe.two_pass and stage not in skipped:
+            steps.append(_two_passes(recipe))
     missing = [stage for stage in wanted if not (stage == "background" and recipe.single_step)]
     paragraphs.append(" ".join(steps + _left_out(missing, skipped)))
     if recipe.cosmos:
@@ -289,6 +291,8 @@ def reporting_table(
         ["Recipe", f"{recipe.name} (hash {recipe.hash})"],
     ]
     for stage in STAGES.values():
+        if stage.name == "reference" and recipe.two_pass and "inversion" not in skipped:
+            rows.append(["Passes", f"two: phase quality of at least {recipe.reliable_quality:g}, then the whole mask"])
         if _wanted(recipe, stage.name, skipped):
             rows.append([stage.title[0].upper() + stage.title[1:], _stage_values(recipe, stage.name, skipped)])
     spaces = [space for space in recipe.output_spaces if space != "GRE"] if "qsm" in recipe.outputs else []
@@ -367,6 +371,15 @@ def _stage_sentences(recipe: Recipe, stage: str, skipped: Mapping[str, str]) -> 
     if stage == "reference" and not sentences:
         sentences.append("No reference was subtracted.")
     return sentences
+
+
+def _two_passes(recipe: Recipe) -> str:
+    what = "The inversion was" if recipe.single_step else "Background removal and inversion were"
+    return (
+        f"{what} done in two passes [@stewart2022]: once in the voxels with a phase quality of at least"
+        f" {recipe.reliable_quality:g}, holes left open, and once in the whole mask; the second map, shifted by the median"
+        " difference of the two in a rim of two voxels along the seam, was taken where the first has no value."
+    )
 
 
 def _stage_values(recipe: Recipe, stage: str, skipped: Mapping[str, str]) -> str:

@@ -14,6 +14,9 @@ from qsmflow.reports.boilerplate import bibliography
 from qsmflow.reports.figures import Row, View, montage, three_planes
 from qsmflow.reports.quality import RANGE_SOURCES
 
+#: Section of the pictures from several orientations, and how their names begin.
+COSMOS = "cosmos"
+
 
 @dataclass(frozen=True, eq=False)
 class Material:
@@ -72,23 +75,25 @@ class Drawn:
     sidecar: Mapping[str, object]
 
 
-def draw(material: Material) -> Iterator[Drawn]:
-    """All pictures that the material suffices for, in the order of the page."""
-    for picture in possible(material):
+def draw(material: Material, pictures: Sequence[Picture] | None = None) -> Iterator[Drawn]:
+    """All pictures (:data:`PICTURES` unless others are wanted) that the material suffices for, in the order of the page."""
+    pictures = PICTURES if pictures is None else pictures
+    for picture in possible(material, pictures):
         png, numbers = picture.draw(material)
         sidecar = {
             "title": picture.title,
             "caption": picture.caption.format(**numbers),
             "section": picture.section,
-            "order": PICTURES.index(picture) + 1,
+            "order": pictures.index(picture) + 1,
         }
         yield Drawn(picture.name, png, sidecar)
 
 
-def possible(material: Material) -> list[Picture]:
-    """The :data:`PICTURES` that the material suffices for."""
+def possible(material: Material, pictures: Sequence[Picture] | None = None) -> list[Picture]:
+    """The pictures (:data:`PICTURES` unless others are wanted) that the material suffices for."""
     have = {name for name, array in material.arrays.items() if array is not None}
-    return [picture for picture in PICTURES if set(picture.needs) <= have and _sensible(picture, material)]
+    wanted = PICTURES if pictures is None else pictures
+    return [picture for picture in wanted if set(picture.needs) <= have and _sensible(picture, material)]
 
 
 def _sensible(picture: Picture, material: Material) -> bool:
@@ -302,5 +307,23 @@ PICTURES = (
         " plausible for adults, gathered from published means ({sources}); it is wide on purpose and is no normal range."
         " Good: most dots lie in or near their range, and left and right agree.",
         (), _regions,
+    ),
+)  # fmt: skip
+
+#: Pictures of what several orientations gave together.
+ORIENTATION_PICTURES = (
+    Picture(
+        f"{COSMOS}narrow", "Chimap", COSMOS, "Susceptibility from all positions, −0.1 to 0.1 ppm",
+        "Relative to {reference}. Good: nuclei and veins bright, white matter darker than cortex, finer detail than in the maps"
+        " of the single positions, and no streaks in any direction. Blurred or doubled edges come from a registration that is"
+        " off or from motion, shading that ignores the anatomy from background that was left in one of the positions, streaks"
+        " and strong noise from positions that are too alike.",
+        ("chi", "mask"), partial(_chi, limit=0.1),
+    ),
+    Picture(
+        f"{COSMOS}wide", "Chimap", COSMOS, "Susceptibility from all positions, −0.3 to 0.3 ppm",
+        "The same map in a wider window. Good: even grey, and only veins, microbleeds (bright) and calcifications (dark)"
+        " reach the ends of the scale. Nothing is regularised, so that the edge of the brain may be noisier than elsewhere.",
+        ("chi", "mask"), partial(_chi, limit=0.3),
     ),
 )  # fmt: skip

@@ -152,7 +152,7 @@ def _incomplete(cohort: Cohort, study: Study | None) -> bool:
     """Whether something is missing or shifts the values."""
     if cohort.notices or study is None:
         return bool(cohort.notices)
-    told = any(notice.startswith("the reference region differs") for notice in study.notices)
+    told = any(notice.startswith(("the reference region differs", "no result")) for notice in study.notices)
     return told or bool(study.data.left_out) or bool(study.data.values.isna().any(axis=None))
 
 
@@ -290,7 +290,7 @@ def _cell(value: object, column: str = "") -> str:
         return "yes" if value else "no"
     if isinstance(value, (float, np.floating)):
         if np.isnan(value):
-            return ""
+            return "n/a"
         text = "< 0.0001" if column[-2:] in ("p", "q", "_p", "_q") and value < 1e-4 else f"{value:.3g}"
         return text.replace("-", "\N{MINUS SIGN}")
     return "" if value is None else str(value)

@@ -22,8 +22,10 @@ from nireports.assembler.report import Report, SubReport
 from PIL import Image
 
 import qsmflow
+from qsmflow.algorithms.multiorientation import POOR
 from qsmflow.bids.outputs import atomic
 from qsmflow.reports import boilerplate, quality, spread
+from qsmflow.reports.gallery import COSMOS
 
 _TEMPLATES = Path(__file__).parent / "templates"
 
@@ -73,8 +75,11 @@ class SubjectReport(Report):
         failures = _failures(output_dir / "logs", subject)
         unfinished = _unfinished(output_dir / "logs", subject, [name for name, _ in found])
         group = spread.read_group(output_dir)
-        reports = [_acquisition(output_dir, name, path, group, several=len(found) > 1) for name, path in found]
-        summary = _summary(subject, [(report.title, report.reportlets[0].content) for report in reports], failures, unfinished)
+        together = _combinations(output_dir, subject)
+        several = len(found) + len(together) > 1
+        reports = [_acquisition(output_dir, name, path, group, several=several) for name, path in found]
+        reports += [_orientations(output_dir, name, path) for name, path in together]
+        summary = _summary(subject, [(report.name, report.reportlets[0].content) for report in reports], failures, unfinished)
         self.title = f"sub-{subject} · qsmflow"
         self.sections = [SubReport("summary", reportlets=[summary], title=f"sub-{subject}"), *reports]
 
@@ -112,6 +117,55 @@ def _acquisitions(output_dir: Path, subject: str) -> list[tuple[str, Path]]:
     folder = output_dir / f"sub-{subject}"
     paths = [*folder.glob("anat/*_desc-qc_stats.json"), *folder.glob("ses-*/anat/*_desc-qc_stats.json")]
     return sorted((path.name.removesuffix("_desc-qc_stats.json"), path) for path in paths)
+
+
+def _combinations(output_dir: Path, subject: str) -> list[tuple[str, Path]]:
+    """Common name and sidecar of the map of every head that was scanned in several positions."""
+    folder, end = output_dir / f"sub-{subject}", f"_desc-{COSMOS}_Chimap.json"
+    paths = [*folder.glob(f"anat/*{end}"), *folder.glob(f"ses-*/anat/*{end}")]
+    return sorted((path.name.removesuffix(end), path) for path in paths)
+
+
+def _orientations(output_dir: Path, name: str, path: Path) -> SubReport:
+    """What several positions of one head gave together, and how well they did."""
+    told, prefix = json.loads(path.read_text(encoding="utf-8")), f"{name}-{COSMOS}"
+    pictures = _figures(output_dir / name.split("_")[0] / "figures", name)
+    shown = [picture for picture in pictures if picture["section"] == COSMOS]
+    positions = told["Orientations"]
+    matches = [position.get("RegistrationSimilarity") for position in positions]
+    rows = [
+        [
+            position["Name"],
+            f"{position['TiltDegrees']:.1f}°",
+            "first" if index == 0 else "n/a" if match is None else f"{match:.2f}",
+            ", ".join(f"{round(b, 2) + 0.0:.2f}" for b in position["B0Direction"]).replace("-", "\N{MINUS SIGN}"),
+        ]
+        for index, (position, match) in enumerate(zip(positions, matches, strict=True))
+    ]
+    least = quality.metric("registration_t1w").low
+    warnings = []
+    if told["PoorlyConditioned"]:
+        remedy = "noise and streaks are raised; use three or more positions that tilt the head in two planes"
+        warnings.append({"what": "the positions of the head are too alike", "remedy": remedy})
+    for position, match in zip(positions, matches, strict=True):
+        if match is not None and match < least:
+            remedy = "compare the map with that of the first position; leave this one out if edges are doubled"
+            warnings.append({"what": f"{position['Name']} matches the first position poorly", "remedy": remedy})
+    facts = [
+        ("Positions", len(positions)),
+        ("Largest tilt", f"{max(position['TiltDegrees'] for position in positions):.1f}°"),
+        ("Smallest kernel", f"{told['SmallestCombinedKernel']:.2f}"),
+        ("Condition number", told["ConditionNumber"]),
+    ]
+    overview = {"facts": facts, "warnings": warnings, "remedies": f"{prefix}-positions"}
+    head = ["Position", "Tilt", "Match, nat", "Main field in the head"]
+    told = {"head": head, "rows": rows, "warnings": warnings, "least": least, "poor": POOR}
+    parts = [
+        Part(f"{prefix}-overview", "Overview", "overview", overview),
+        Part(f"{prefix}-chi", "Susceptibility", "pictures", {"pictures": shown, "tables": [], "switch": len(shown) > 1}),
+        Part(f"{prefix}-positions", "Positions of the head", "orientations", told),
+    ]
+    return SubReport(prefix, reportlets=parts, title=f"{name}, all positions (COSMOS)", isnested=True)
 
 
 def _acquisition(output_dir: Path, name: str, path: Path, group: Mapping[str, Mapping], *, several: bool) -> SubReport:

@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import astuple
 
+from nipype.interfaces.utility import Merge
 from nipype.pipeline.engine import Node, Workflow
 
 from qsmflow.algorithms.units import hz_per_ppm
@@ -26,7 +27,7 @@ from qsmflow.interfaces.reports import AcquisitionReport
 from qsmflow.interfaces.swi import WeightMagnitude
 from qsmflow.workflows.failures import acquisition_workflow_name
 from qsmflow.workflows.field import init_field_wf
-from qsmflow.workflows.inversion import init_inversion_wf
+from qsmflow.workflows.inversion import init_inversion_wf, init_two_pass_wf
 from qsmflow.workflows.masking import init_mask_wf
 from qsmflow.workflows.multiorientation import connect_orientations, init_multiorientation_wf
 from qsmflow.workflows.nodes import make_node, method_node
@@ -251,10 +252,14 @@ class _Acquisition:
             self.feed(node, labels="labels", like="combined")
             self.gain(node, region="mask")
         background = plan.method("background") if plan.runs("background") else None
-        chain = init_inversion_wf(
-            background, plan.method("inversion"), plan.method("reference") if plan.runs("reference") else None,
-            echo_times=self.echo_times, b0=plan.acquisition.b0, **self.needs,
-        )  # fmt: skip
+        methods = (background, plan.method("inversion"), plan.method("reference") if plan.runs("reference") else None)
+        settings = {"echo_times": self.echo_times, "b0": plan.acquisition.b0, **self.needs}
+        if plan.recipe.two_pass:
+            chain = init_two_pass_wf(*methods, threshold=plan.recipe.reliable_quality, **settings)
+            self.feed(chain, quality="quality")
+            self.gain(chain, passes="measured", pass_notices="notices")
+        else:
+            chain = init_inversion_wf(*methods, **settings)
         field = "total_field" if background or plan.recipe.single_step else "local_field"
         self.feed(chain, field=field, field_error="field_error", magnitude="magnitude", mask="mask", region="region")
         if plan.runs("relaxometry"):
@@ -298,7 +303,7 @@ class _Acquisition:
         same = (
             "magnitude", "phase", "unwrapped", "quality", "total_field", "local_field", "field_error", "residual", "chi",
             "r2star", "swi", "minip", "phase_mask", "labels", "regions", "loaded", "mask_notices", "matching",
-            "readout_notices", "echo_polarity", "unwrapping_notices",
+            "readout_notices", "echo_polarity", "unwrapping_notices", "pass_notices",
         )  # fmt: skip
         mask = "qsm_mask" if "qsm_mask" in self.have else "mask"
         names = {name: name for name in same} | {"brain_mask": "brain", "mask": mask, "label_table": "region_names"}
@@ -309,16 +314,18 @@ class _Acquisition:
     def save(self) -> None:
         plan, products = self.plan, self._products()
         datasets = dataset_roots(self.execution.bids_dir, self.execution.derivatives)
-        kept = {name: what for name, what in (("chi", "shift"), ("region_table", "regions")) if name in products}
-        measured = tuple(name for name, what in kept.items() if what in self.have)
+        told = [name for name in ("shift", "passes") if name in self.have]
+        kept = {"chi": bool(told), "region_table": "regions" in self.have}
+        measured = tuple(name for name, known in kept.items() if known and name in products)
         outputs = init_outputs_wf(
             plan, {key: settings for key, (_, settings) in products.items()},
             output_dir=self.execution.output_dir, datasets=datasets, measured=measured,
         )  # fmt: skip
         self.feed(outputs, **{key.partition(":")[0]: source for key, (source, _) in products.items()})
         if "chi" in measured:
-            source, field = self.have["shift"]
-            self.workflow.connect([(source, outputs, [((field, _reference_metadata), "inputnode.chi_measured")])])
+            collect = Node(Merge(len(told)), name="chi_measured", run_without_submitting=True)
+            self.feed(collect, **{f"in{n}": name for n, name in enumerate(told, 1)})
+            self.workflow.connect([(collect, outputs, [(("out", _chi_metadata), "inputnode.chi_measured")])])
         self.feed(outputs, region_table_measured="region_dictionary", figures="figures")
 
     def _products(self) -> dict[str, tuple[str, dict]]:
@@ -361,5 +368,9 @@ class _Acquisition:
         return {product: (product, {})}
 
 
-def _reference_metadata(shift):
-    return {"ReferenceShift": shift}
+def _chi_metadata(measured):
+    """What the reference subtracted, and what is known of the passes, for the sidecar."""
+    content = {}
+    for value in measured:
+        content.update(value if isinstance(value, dict) else {"ReferenceShift": value})
+    return content

@@ -15,6 +15,7 @@ from qsmflow.interfaces.multiorientation import CombineOrientations
 from qsmflow.interfaces.outputs import SaveDerivative
 from qsmflow.interfaces.reference import Reference
 from qsmflow.interfaces.registration import AlignOrientation, Register
+from qsmflow.interfaces.reports import COSMOS, OrientationsReport, SaveFigures
 from qsmflow.workflows.nodes import make_node, method_node
 from qsmflow.workflows.plan import Plan
 
@@ -60,13 +61,15 @@ def init_multiorientation_wf(
     fields = [f"{name}_{n}" for n in numbers for name in _GIVES]
     inputs = Node(IdentityInterface(fields=[*fields, *_FIRST_GIVES]), name="inputnode")
     combine = make_node(
-        CombineOrientations(names=[member.name for member in group.members]), "combine", volumes=30 + 12 * count,
+        CombineOrientations(names=[member.name for member in group.members]), "combine", volumes=75 + 7 * count,
         voxels=first.voxels,
     )  # fmt: skip
     lists = {"local_field": "local_fields", "mask": "masks", "field_error": "field_errors", "b0_dir": "directions"}
     for target in lists.values():
         merge = Node(Merge(count, no_flatten=True), name=f"all_{target}", run_without_submitting=True)
         workflow.connect(merge, "out", combine, target)
+    similarities = Node(Merge(count - 1), name="all_similarities", run_without_submitting=True)
+    workflow.connect(similarities, "out", combine, "similarities")
     for n in numbers:
         voxels = plans[group.members[n - 1].name].voxels
         align = make_node(AlignOrientation(), f"align_{n}", volumes=20, voxels=max(voxels, first.voxels))
@@ -79,6 +82,7 @@ def init_multiorientation_wf(
                 (inputs, register, [("magnitude_1", "fixed"), ("brain_1", "fixed_mask")]),
                 (register, align, [("forward", "transforms")]),
             ])  # fmt: skip
+            workflow.connect(register, "similarity", similarities, f"in{n - 1}")
         for name, target in lists.items():
             workflow.connect(align, name, workflow.get_node(f"all_{target}"), f"in{n}")
     chi = (combine, "chi")
@@ -97,6 +101,15 @@ def init_multiorientation_wf(
         node = make_node(save, f"save_{product}", volumes=6, voxels=first.voxels)
         workflow.connect(*source, node, "in_file")
         workflow.connect(combine, "measured", node, "measured")
+    report = OrientationsReport(name=group.name, reference=first.recipe.reference)
+    report = make_node(report, "report", volumes=12, voxels=first.voxels)
+    figures = SaveFigures(output_dir=str(output_dir), entities=dict(group.entities), family=COSMOS)
+    figures = make_node(figures, "save_figures")
+    workflow.connect([
+        (combine, report, [("mask", "mask")]),
+        (report, figures, [("figures", "in_files")]),
+    ])  # fmt: skip
+    workflow.connect(*chi, report, "chi")
     return workflow
 
 

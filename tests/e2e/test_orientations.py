@@ -13,6 +13,7 @@ from qsmflow.algorithms.dipole import forward_field
 from qsmflow.bids.outputs import dataset_roots, write_dataset_files
 from qsmflow.cli.validator import validate
 from qsmflow.config import Recipe
+from qsmflow.reports.page import build_subject_page
 
 SHAPE, SIZE, B0, TIMES = (38, 42, 36), 2.5, 3.0, (0.004, 0.010, 0.016)
 AFFINE = np.diag([SIZE, SIZE, SIZE, 1.0])
@@ -102,3 +103,12 @@ def test_map(out):
 @pytest.mark.slow
 def test_output_is_valid_bids(out):
     assert validate(out) == []
+
+
+@pytest.mark.slow
+def test_page_has_the_map(out):
+    text = build_subject_page(out, "01").read_text(encoding="utf-8")
+    assert "all positions (COSMOS)" in text
+    assert text.count("Susceptibility from all positions") == 4  # two pictures, each with its title twice
+    told = json.loads((out / "sub-01/anat/sub-01_desc-cosmos_Chimap.json").read_text())
+    assert all(o["RegistrationSimilarity"] > 0.3 for o in told["Orientations"][1:])

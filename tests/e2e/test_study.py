@@ -54,7 +54,7 @@ def qsmflow(study, folder, *words):
         *words,
     ]
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONWARNINGS"}
-    done = subprocess.run([*command, *words], cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     return Run(folder / "out", done.returncode, done.stdout + done.stderr)
 
 

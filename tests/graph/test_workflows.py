@@ -157,6 +157,26 @@ def test_echoes(study, recipe, echoes):
     assert (CHI_TEMPLATE in found) == (recipe == "consensus")
 
 
+@pytest.mark.parametrize(("inversion", "removals"), [("tv", 2), ("sstv", 0)])
+def test_two_passes(study, inversion, removals):
+    """Each of its own mask, merged, and referenced once; also where one step inverts."""
+    study.scan()
+    graph = study.graph(Recipe(two_pass=True, inversion=inversion, parameters={"quality": {"threshold": 0.3}}))
+    found = names(graph)
+    for stage, count in (("background_removal", removals), ("inversion", 2), ("referencing", 1)):
+        assert sum(name.startswith("susceptibility_wf.") and name.endswith(f".{stage}") for name in found) == count
+    assert node(graph, "susceptibility_wf.reliable").inputs.threshold == 0.3
+    first = "background_removal" if removals else "inversion"
+    masks = {}
+    for chain in ("reliable_wf", "whole_wf"):
+        edges = graph.in_edges(node(graph, f"{chain}.{first}"), data=True)
+        masks[chain] = {source.name for source, _, edge in edges if any(field == "mask" for _, field in edge["connect"])}
+    assert masks == {"reliable_wf": {"reliable"}, "whole_wf": {"mask"}}
+    after = {target.name for _, target in graph.out_edges(node(graph, "susceptibility_wf.merging"))}
+    assert {"referencing", "save_qsm_mask", "report", "chi_measured"} <= after
+    assert saved(graph) == SAVED - ({"local_field"} if not removals else set())
+
+
 def test_no_t1w(study):
     study.scan()
     found = names(study.graph(Recipe()))
@@ -388,9 +408,9 @@ def test_orientations_are_combined(study):
     graph = study.graph(Recipe(cosmos="run", reference="csf"))
     prefix = "qsmflow_wf.cosmos_sub_01."
     found = {n.fullname.removeprefix(prefix) for n in graph if n.fullname.startswith(prefix)}
-    steps = {"align_1", "align_2", "align_3", "register_2", "register_3", "combine", "referencing"}
+    steps = {"align_1", "align_2", "align_3", "register_2", "register_3", "combine", "referencing", "report"}
     assert found == steps | {f"all_{n}" for n in ("local_fields", "masks", "field_errors", "directions")} | {
-        "save_chi_cosmos", "save_mask_cosmos",
+        "save_chi_cosmos", "save_mask_cosmos", "save_figures", "all_similarities",
     }  # fmt: skip
     assert not any("cosmos_sub_02" in n.fullname for n in graph)
     assert node(graph, "combine").inputs.names == ["sub-01_run-1", "sub-01_run-2", "sub-01_run-3"]

@@ -1,5 +1,6 @@
 """A head that was turned: its field comes back to the first position with the right direction of the main field."""
 
+import json
 import math
 
 import numpy as np
@@ -10,6 +11,8 @@ from qsmflow.algorithms.dipole import forward_field
 from qsmflow.interfaces import images
 from qsmflow.interfaces.multiorientation import CombineOrientations
 from qsmflow.interfaces.registration import AlignOrientation, Register
+from qsmflow.interfaces.reports import COSMOS, OrientationsReport, SaveFigures
+from qsmflow.reports.page import build_subject_page
 
 SHAPE = (34, 36, 32)
 #: The first grid is oblique and stored to the left, the others are straight.
@@ -114,6 +117,7 @@ def test_combination(aligned):
         field_errors=[result.field_error for result in results],
         directions=[result.b0_dir for result in results],
         names=["a", "b", "c", "d"],
+        similarities=[0.9, 0.8, 0.25],
     )
     outputs = combine.run(cwd=folder).outputs
     mask = images.read(outputs.mask, bool)
@@ -123,5 +127,41 @@ def test_combination(aligned):
     told = outputs.measured
     assert [o["Name"] for o in told["Orientations"]] == ["a", "b", "c", "d"]
     assert [o["TiltDegrees"] for o in told["Orientations"]][:3] == pytest.approx([0, 22, 22], abs=1)
+    assert [o.get("RegistrationSimilarity") for o in told["Orientations"]] == [None, 0.9, 0.8, 0.25]
     assert told["ConditionNumber"] < 6
     assert told["PoorlyConditioned"] is False
+
+
+def test_page_shows_all_positions_together(aligned, tmp_path, monkeypatch):
+    """Pictures, table and flags of a head in several positions, from what a run saves."""
+    _, _, chi = aligned
+    monkeypatch.chdir(tmp_path)
+    files = {name: images.write(tmp_path / f"{name}.nii", data, FIRST) for name, data in (("chi", chi), ("mask", chi != 0))}
+    drawn = OrientationsReport(name="sub-01", reference="brain", **files).run().outputs.figures
+    out = tmp_path / "out"
+    for family in (COSMOS, ""):  # pictures of an acquisition that has the common name leave these alone
+        given = drawn if family else [str(tmp_path / "chi.nii")]
+        SaveFigures(in_files=given, output_dir=str(out), entities={"sub": "01"}, family=family).run()
+    assert {path.name for path in (out / "sub-01/figures").glob("*.png")} == {
+        f"sub-01_desc-cosmos{window}_Chimap.png" for window in ("narrow", "wide")
+    }
+    positions = [
+        {"Name": f"sub-01_acq-{name}", "B0Direction": [0, 0.3, 0.954], "TiltDegrees": tilt}
+        for name, tilt in (("nod", 0.0), ("tilt", 17.46))
+    ]
+    positions[1]["RegistrationSimilarity"] = 0.2
+    told = {"Orientations": positions, "SmallestCombinedKernel": 0.0, "ConditionNumber": "infinite", "PoorlyConditioned": True}
+    anat = out / "sub-01/anat"
+    anat.mkdir()
+    (anat / "sub-01_desc-cosmos_Chimap.json").write_text(json.dumps(told))
+    text = build_subject_page(out, "01").read_text(encoding="utf-8")
+    assert text.count("data:image/webp") == 2
+    for expected in (
+        "all positions (COSMOS)", "Relative to the whole brain", "17.5°", "0.00, 0.30, 0.95", "infinite", "too alike",
+        "Sub-01_acq-tilt matches the first position poorly", "2 flags",
+    ):  # fmt: skip
+        assert expected in text, expected
+    told |= {"PoorlyConditioned": False, "SmallestCombinedKernel": 0.28, "ConditionNumber": 4.0}
+    del positions[1]["RegistrationSimilarity"]
+    (anat / "sub-01_desc-cosmos_Chimap.json").write_text(json.dumps(told))
+    assert "No flags" in build_subject_page(out, "01").read_text(encoding="utf-8")

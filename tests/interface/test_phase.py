@@ -8,6 +8,7 @@ import pytest
 from qsmflow import registry
 from qsmflow.interfaces import images
 from qsmflow.interfaces.masking import MakeMask
+from qsmflow.interfaces.passes import FindReliable, MergePasses
 from qsmflow.interfaces.unwrap import CheckPhase
 
 GRID = images.Grid((24, 20, 16), np.diag([2.0, 2.0, 3.0, 1.0]))
@@ -76,3 +77,21 @@ def test_masks_are_combined_as_the_expression_says(place):
     assert not (rest & (prior > 0)).any()
     with pytest.raises(ValueError, match="robust - robust: the mask is empty"):
         volume("robust - robust", "robust")
+
+
+def test_two_passes_meet_in_one_map(place):
+    mask, quality = np.zeros(GRID.shape, bool), np.full(GRID.shape, 0.9, np.float32)
+    mask[2:-2, 2:-2, 2:-2] = True
+    quality[9:14, 8:13, 6:11] = 0.1
+    files = {name: images.write(place / f"in_{name}.nii", data, GRID) for name, data in (("mask", mask), ("quality", quality))}
+    reliable = FindReliable(**files, threshold=0.5).run().outputs.mask
+    known = images.read(reliable, bool)
+    assert (mask & ~known).sum() == 81  # half of a box of 3^3 decides, which rounds the corners of the cube
+    maps = {"first": 0.1 * known, "second": 0.3 * mask + 0.2 * (mask & ~known)}
+    maps = {name: images.write(place / f"{name}.nii", data.astype(np.float32), GRID) for name, data in maps.items()}
+    made = MergePasses(**maps, first_mask=reliable, second_mask=files["mask"]).run().outputs
+    assert np.array_equal(images.read(made.mask, bool), mask)
+    np.testing.assert_allclose(images.read(made.chi), 0.1 * mask + 0.2 * (mask & ~known), atol=1e-6)
+    share = (mask & ~known).sum() / mask.sum()
+    assert made.measured == {"SecondPassShare": pytest.approx(share, abs=1e-4), "SecondPassShift": -0.2}
+    assert made.notices == [f"two passes: {share:.1%} of the susceptibility is from the second, shifted by -0.2000 ppm"]

@@ -214,6 +214,17 @@ def test_single_step_has_no_background_method():
     assert table(recipe, skipped=skipped)["Background field removal"] == f"left out: {skipped['background']}"
 
 
+def test_two_passes_are_told():
+    recipe = Recipe(two_pass=True, parameters={"quality": {"threshold": 0.35}})
+    text, citations = methods_text(recipe, **SCAN)
+    assert "Background removal and inversion were done in two passes" in text
+    assert "a phase quality of at least 0.35" in text
+    assert "stewart2022" in citations
+    assert table(recipe)["Passes"] == "two: phase quality of at least 0.35, then the whole mask"
+    assert "two passes" not in methods_text(Recipe(), **SCAN)[0] + methods_text(recipe, **SCAN, skipped={"inversion": "x"})[0]
+    assert "The inversion was done in two passes" in methods_text(Recipe(two_pass=True, inversion="sstv"), **SCAN)[0]
+
+
 def test_reporting_table_tells_what_was_left_out():
     rows = table(skipped={"offset": "one echo"})
     assert rows["Phase-offset removal"] == "left out: one echo"

@@ -64,6 +64,7 @@ ROWS = [
     ("--outputs", "qsm,r2star", lambda r, e, m: r.outputs == ("qsm", "r2star")),
     ("--output-spaces", "GRE T1w", lambda r, e, m: r.output_spaces == ("GRE", "T1w")),
     ("--cosmos", "run", lambda r, e, m: r.cosmos == "run"),
+    ("--two-pass", "", lambda r, e, m: r.two_pass),
     ("--b0", "7", lambda r, e, m: r.b0 == 7),
     ("--phase-sign", "-", lambda r, e, m: r.phase_sign == "-"),
     ("--work-dir", "w", lambda r, e, m: e.work_dir == Path("w").resolve()),
@@ -209,6 +210,7 @@ def test_hash_knows_the_content_of_a_mask_not_its_place():
         ("--b0 strong", "'strong' is not a number"),
         ("--cosmos runs", "cannot be told apart by 'runs'; did you mean 'run'?"),
         ("--cosmos acq --inversion sstv", "cosmos combines local fields, but sstv starts from the total field"),
+        ("--two-pass --outputs r2star", "two passes are for the susceptibility, but the outputs leave it out"),
         ("--cosmos acq --outputs r2star", "the outputs leave out qsm"),
         ("--b0 3000", "B0 must be given in tesla"),
         ("--phase-sign minus", "phase sign must be 'auto', '+' or '-'"),
@@ -284,7 +286,8 @@ def leave(capsys, *words):
 def test_help_names_everything_a_person_can_choose(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "100")
     text = leave(capsys, "--help")
-    assert text.startswith("usage: qsmflow BIDS_DIR OUTPUT_DIR participant [options]\n")
+    usage = "usage: qsmflow BIDS_DIR OUTPUT_DIR participant [options]\n       qsmflow BIDS_DIR OUTPUT_DIR group [options]\n"
+    assert text.startswith(usage)
     for name in (*(row[0] for row in ROWS), *LEAVING, *OUTPUTS, *SPACES, *(row.name for row in registry.ALGORITHMS)):
         assert name in text
     assert max(map(len, text.splitlines())) <= 116

@@ -141,7 +141,8 @@ def test_the_options_in_the_documents_exist():
     """An option in README.md and docs is one of qsmflow, or of a program that is named here."""
     foreign = {
         "array", "cpus-per-task", "partition", "time", "cleanenv", "init", "rm",  # Slurm and containers
-        "inputs", "methods", "noise", "pictures", "stage", "threads", "strict", "site-dir",  # benchmarks, mkdocs
+        "coarser", "no-recipe", "inputs", "methods", "noise", "pictures", "stage", "threads",  # benchmarks
+        "strict", "site-dir",  # mkdocs
     }  # fmt: skip
     helps = (["--help"], ["--help-methods"], ["group", "--help"])
     words = [sys.executable, "-m", "qsmflow"]

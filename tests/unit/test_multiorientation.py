@@ -46,9 +46,9 @@ def solve(fields, masks, directions=FOUR, **settings):
 
 def test_truth_without_noise(head):
     chi, mask, fields = head
-    found, kept = solve(fields, [mask] * 4, iterations=200, tolerance=1e-6)
+    found, kept = solve(fields, [mask] * 4)
     assert np.array_equal(kept, mask)
-    assert error(found, chi, mask) < 2e-3  # what is left comes from periodic copies at another distance
+    assert error(found, chi, mask) < 1e-3
     assert found.dtype == np.float32
     assert not found[~mask].any()
 
@@ -68,7 +68,7 @@ def test_masks_differ(head):
     half[:13] = False
     masks = [mask, mask, mask, half]
     broken = [*fields[:3], np.where(half, fields[3], 5).astype(np.float32)]
-    found, kept = solve(broken, masks, iterations=200, tolerance=1e-6)
+    found, kept = solve(broken, masks)
     assert np.array_equal(kept, mask)
     assert error(found, chi, mask) < 0.01
 
@@ -80,8 +80,8 @@ def test_weights(head):
     noise[8:14, 12:18, 8:12] = 0.05 * np.random.default_rng(1).normal(size=(6, 6, 4))
     errors = [np.ones(SHAPE, np.float32)] * 3 + [np.where(noise != 0, 50, 1).astype(np.float32)]
     noisy = [*fields[:3], fields[3] + noise]
-    told, _ = cosmos(noisy, [mask] * 4, FOUR, errors, voxel_size=SIZE)
-    untold, _ = solve(noisy, [mask] * 4)
+    told, _ = cosmos(noisy, [mask] * 4, FOUR, errors, voxel_size=SIZE, iterations=20)
+    untold, _ = solve(noisy, [mask] * 4, iterations=20)
     assert 2 * error(told, chi, mask) < error(untold, chi, mask)
 
 
@@ -92,9 +92,10 @@ def test_better_than_one_orientation(head):
     level = 0.01 * max(abs(field).max() for field in fields)
     noisy = [((field + level * rng.normal(size=SHAPE)) * mask).astype(np.float32) for field in fields]
     best = error(solve(noisy, [mask] * 4)[0], chi, mask)
-    arrays = {"local_field": noisy[0], "mask": mask, "field_error": np.ones(SHAPE, np.float32)}
-    for name in ("tkd", "tikhonov", "tv"):
-        context = {"voxel_size": SIZE, "b0_dir": FOUR[0]}
+    even = np.ones(SHAPE, np.float32)
+    arrays = {"local_field": noisy[0], "mask": mask, "field_error": even, "magnitude": even[..., None]}
+    for name in ("tkd", "tikhonov", "tv", "whqsm"):
+        context = {"voxel_size": SIZE, "b0_dir": FOUR[0], "b0": 3.0, "echo_times": (0.01, 0.02)}
         single = registry.apply("inversion", name, arrays=arrays, context=context, parameters={})["chi"]
         assert best < 0.8 * error(single, chi, mask), name
 

@@ -92,9 +92,10 @@ def phantom(noise: float = 0.2) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(2)
     quality = np.clip(0.9 - 0.6 * rng.random(SHAPE) ** 3, 0, 1) * mask
     quality[10:12] = 0  # likewise
+    error = (0.002 + 0.002 * rng.random(SHAPE)) * np.where(rng.random(SHAPE) < 0.02, 10, 1)
     arrays = {
         "phase": np.angle(signal), "magnitude": np.abs(signal), "mask": mask, "total_field": total * mask,
-        "local_field": local * mask, "field_error": (0.002 + 0.002 * rng.random(SHAPE)) * mask, "chi": chi,
+        "local_field": local * mask, "field_error": error * mask, "chi": chi,
         "r2star": r2star * mask,
         "quality": quality, "prior": prior, "region": region,
         "unwrapped": unwrapped * mask[..., None], "offset": np.zeros(SHAPE), "signal": coils, "reference": sensitivity,

@@ -135,6 +135,17 @@ def test_complex_decay_has_no_floor_and_does_not_mind_wraps(rng):
     assert complex_decay(magnitude, phase, every, echo_times=times)[0].mean() == pytest.approx(80, rel=0.01)
 
 
+def test_complex_decay_does_not_take_a_bend_of_the_phase_for_decay(rng):
+    times, shape = np.array([0.004, 0.012, 0.020, 0.028]), (12, 12, 10)
+    data = 100 * np.exp(-20 * times + 1j * (0.3 + 200 * times + 3000 * times**2))
+    data = data + rng.normal(size=(*shape, 4)) + 1j * rng.normal(size=(*shape, 4))
+    magnitude, phase = np.abs(data).astype(np.float32), np.angle(data).astype(np.float32)
+    settings = {"echo_times": times, "dropout": 0.0}
+    kept, lost = (complex_decay(magnitude, phase, np.ones(shape, bool), **settings, bend=b)[0].mean() for b in (4.0, 0.0))
+    assert kept == pytest.approx(20, rel=0.01)
+    assert lost > 20.8
+
+
 def test_complex_decay_of_single_voxels_is_the_joint_least_squares_fit(rng):
     """The misfit of the complex signal is that of a general optimiser over all four parameters."""
     times, every = np.array([0.004, 0.009, 0.015, 0.024]), np.ones((3, 2, 2), bool)

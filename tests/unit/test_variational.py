@@ -13,8 +13,8 @@ from qsmflow.algorithms.inversion.admm import Anchor, GeneralisedVariation, Grid
 from qsmflow.algorithms.inversion.direct import tikhonov
 from qsmflow.algorithms.inversion.fansi import fansi, l1qsm, whqsm
 from qsmflow.algorithms.inversion.hdqsm import hdqsm
-from qsmflow.algorithms.inversion.lcurve import zero_curvature
 from qsmflow.algorithms.inversion.ndi import ndi, slope
+from qsmflow.algorithms.inversion.tuning import balanced_weight, zero_curvature, zones
 from qsmflow.algorithms.inversion.tv import tv
 from qsmflow.algorithms.units import GAMMA_BAR, radians_per_ppm
 
@@ -235,6 +235,44 @@ def test_tikhonov_finds_the_corner():
 
     assert chosen(0.01, 0.01) == pytest.approx(chosen(0.01, 0.02), rel=0.4)
     assert chosen(0.03, 0.01) > chosen(0.003, 0.01)
+
+
+@pytest.mark.parametrize(("method", "level"), [(tv, 0.001), (tv, 0.01), (partial(fansi, b0=3.0, echo_times=(0.01,)), 0.001)])
+def test_known_noise_tells_the_weight(method, level):
+    """Whatever the given weight: the map is nearly as good as that of the best weight, which is not near the given ones."""
+    noise = np.random.default_rng(5).normal(size=R.shape)
+    field = (FIELD + level * noise * MASK).astype(np.float32)
+    truth = 0.1 * (R[MASK] < 4)
+
+    def away(weight, **settings):
+        found = method(field, MASK, level * ERROR, **GEOMETRY, lambda_=weight, **settings)[MASK]
+        return np.linalg.norm(found - found.mean() - truth + truth.mean())
+
+    best = min(away(weight) for weight in np.logspace(-4.5, -2, 6))
+    for given in (1.5 * level, 0.05 * level):
+        assert away(given, tune="discrepancy") < 1.2 * best < away(given)
+
+
+def test_even_frequencies():
+    """The chosen weight does not depend on the given one, and smooths noise away that is as strong as the field."""
+    rough = (FIELD + 0.02 * np.random.default_rng(6).normal(size=R.shape) * MASK).astype(np.float32)
+    grid = Grid(R.shape, (1.0,) * 3, GEOMETRY["b0_dir"])
+    near, far = zones(grid.kernel, sum(k * k for k in fourier.frequencies(grid.shape, (1.0,) * 3)), (1.0,) * 3)
+
+    def unevenness(weight, how):
+        found = tv(rough, MASK, ERROR, **GEOMETRY, lambda_=weight, tune=how, iterations=200, tolerance=1e-3)
+        spectrum = np.abs(fourier.rfftn(found, grid.shape))
+        return abs(np.log(spectrum[near].mean() / spectrum[far].mean()))
+
+    for given in (3e-4, 1e-3):
+        assert unevenness(given, "frequency") < 0.1
+    assert unevenness(3e-5, "none") > 0.3
+
+
+def test_a_balance_that_cannot_be_reached_leaves_the_weight(caplog):
+    assert balanced_weight(2.0, lambda weight: 1.0, "tv") == 2.0
+    assert balanced_weight(2.0, lambda weight: -1.0, "tv") == 2.0
+    assert caplog.text.count("it stays") == 2
 
 
 def test_the_inflection_of_a_known_curve():

@@ -19,8 +19,9 @@ def harperella(
     *,
     voxel_size: Sequence[float],
     radius: float = 10.0,
-    iterations: int = 100,
+    iterations: int = 40,
     tolerance: float = 1e-2,
+    peel: int = 1,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Local field by HARPERELLA (harmonic phase removal using the Laplacian operator).
 
@@ -38,6 +39,8 @@ def harperella(
         Largest number of conjugate-gradient iterations; stopping early regularises.
     tolerance : float
         Stop when the residual of the normal equations has fallen by this factor.
+    peel : int
+        Layers of voxels at the mask's edge whose values do not count, because they may hold a part of what lies outside.
 
     Returns
     -------
@@ -53,11 +56,12 @@ def harperella(
 
     Notes
     -----
-    With the Laplacian L of the total field where its stencil fits into the mask, the Laplacian E everywhere else is chosen such
-    that the spherical means of both together are the same on the whole grid, equal to their mean where the sphere sees the mask
-    alone: ``min_E ||S (L + E) - c||^2``. ``f_local = lap^-1 (L + E)`` less its mean. The published method takes L from the
-    wrapped phase of each echo; here it is that of the combined phase, which the total field is, so that nothing is left to
-    unwrap.
+    With the Laplacian L of the total field where its stencil fits into the peeled mask (0 elsewhere), the Laplacian E outside
+    the mask is chosen such that the spherical means of both together are the same on the whole grid, equal to their mean where
+    the sphere sees nothing but L: ``min_E ||S (L + E) - c||^2``. ``f_local = lap^-1 (L + E)`` less its mean. In the layers
+    between, the local field is taken as harmonic: voxels at the mask's edge hold a part of strong sources outside, where the
+    field is not harmonic, and this part would pass for sources inside. The published method takes L from the wrapped phase of
+    each echo; here it is that of the combined phase, which the total field is, so that nothing is left to unwrap.
 
     References
     ----------
@@ -74,7 +78,7 @@ def harperella(
     """
     radius = max(radius, min(voxel_size))
     smv.room(mask, radius, voxel_size)
-    box, inside, known, laplacian = _laplacian(total_field, mask, voxel_size)
+    box, inside, known, laplacian = _laplacian(total_field, mask, voxel_size, peel)
     shape = fourier.padded_shape(inside.shape, [2 * n for n in smv.reach(radius, voxel_size)])
     kernel = smv.sphere_spectrum(radius, voxel_size, shape)
     interior = smv.fits(smv.distance_inside(known, voxel_size), radius, voxel_size)
@@ -82,7 +86,7 @@ def harperella(
     level = mean[tuple(slice(n) for n in inside.shape)][interior].mean(dtype=np.float64) if interior.any() else 0.0
     weights = np.ones(shape, np.float32)
     missing = np.float32(level) - mean
-    whole = outer_sources(missing, weights, known, kernel, shape, iterations=iterations, tolerance=tolerance)
+    whole = outer_sources(missing, weights, inside, kernel, shape, iterations=iterations, tolerance=tolerance)
     whole[tuple(slice(n) for n in inside.shape)] += laplacian
     local = fourier.convolve_onto(whole, _inverse_laplacian(shape, voxel_size), shape, inside.shape)
     return _placed(local, box, mask), mask.copy()
@@ -93,9 +97,10 @@ def iharperella(
     mask: np.ndarray,
     *,
     voxel_size: Sequence[float],
-    iterations: int = 60,
-    tolerance: float = 1e-3,
+    iterations: int = 20,
+    tolerance: float = 1e-2,
     margin: float = 20.0,
+    peel: int = 1,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Local field by iHARPERELLA (HARPERELLA with the least energy in the mask).
 
@@ -113,6 +118,8 @@ def iharperella(
         Stop when the residual of the normal equations has fallen by this factor.
     margin : float
         Width of the border around the mask's bounding box, both sides together, in which the Laplacian is free, mm.
+    peel : int
+        Layers of voxels at the mask's edge whose values do not count, because they may hold a part of what lies outside.
 
     Returns
     -------
@@ -123,10 +130,10 @@ def iharperella(
 
     Notes
     -----
-    With the Laplacian L of the total field where its stencil fits into the mask, the Laplacian E everywhere else is chosen such
-    that the field has the least energy in the mask: ``min_E ||M lap^-1 (L + E)||^2``, ``f_local = M lap^-1 (L + E)`` less its
-    mean. Solved by conjugate gradients, preconditioned with the Laplacian. As in :func:`harperella`, L is that of the combined
-    phase.
+    With the Laplacian L of the total field where its stencil fits into the peeled mask (0 elsewhere), the Laplacian E outside
+    the mask is chosen such that the field has the least energy in the mask: ``min_E ||M lap^-1 (L + E)||^2``,
+    ``f_local = M lap^-1 (L + E)`` less its mean. As in :func:`harperella`, the layers between count as harmonic, and L is that
+    of the combined phase. More iterations explain sources near the edge from outside.
 
     References
     ----------
@@ -142,43 +149,26 @@ def iharperella(
     >>> bool(abs(local).max() < 1e-3)
     True
     """
-    box, inside, known, laplacian = _laplacian(total_field, mask, voxel_size)
+    box, inside, _, laplacian = _laplacian(total_field, mask, voxel_size, peel)
     shape = fourier.padded_shape(inside.shape, [int(np.ceil(margin / h)) for h in voxel_size])
     kernel = _inverse_laplacian(shape, voxel_size)
     field = fourier.convolve(laplacian, kernel, shape)
     field -= field[inside].mean(dtype=np.float64)
     weights = inside.astype(np.float32)
-    sources = outer_sources(
-        field, weights, known, kernel, shape, iterations=iterations, tolerance=tolerance,
-        preconditioner=_rougher(known, shape, voxel_size),
-    )  # fmt: skip
+    sources = outer_sources(field, weights, inside, kernel, shape, iterations=iterations, tolerance=tolerance)
     local = field - fourier.convolve_onto(sources, kernel, shape, inside.shape)
     return _placed(local, box, mask), mask.copy()
 
 
-def _laplacian(field, mask, voxel_size):
-    """The mask's box, the mask in it, where the stencil fits in, and the field's 7-point Laplacian there (0 elsewhere)."""
+def _laplacian(field, mask, voxel_size, peel):
+    """The mask's box, the mask in it, where the stencil fits into the peeled mask, and the 7-point Laplacian there, else 0."""
     box = morphology.bounding_box(mask)
     inside = mask[box]
-    known = ndi.binary_erosion(inside)
+    known = ndi.binary_erosion(inside, iterations=1 + peel)
     weights = tuple(np.float32(-1 / h**2) for h in voxel_size)
     laplacian = np.zeros(inside.shape, np.float32)
     negative_laplacian(smv.without_mean(field[box], inside), known, weights, laplacian)
     return box, inside, known, laplacian
-
-
-def _rougher(known, shape, voxel_size):
-    """Preconditioner: the negative Laplacian with zeros around what is free, against the inverse one in the problem."""
-    free = np.ones(shape, bool)
-    free[tuple(slice(n) for n in known.shape)] = ~known
-    weights = tuple(np.float32(min(voxel_size) ** 2 / h**2) for h in voxel_size)
-
-    def apply(residual):
-        result = np.zeros_like(residual)
-        negative_laplacian(residual, free, weights, result)
-        return result
-
-    return apply
 
 
 def _inverse_laplacian(shape, voxel_size):

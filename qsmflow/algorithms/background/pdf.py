@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
 from qsmflow.algorithms import fourier, morphology, solvers
 from qsmflow.algorithms.dipole import dipole_kernel
 from qsmflow.algorithms.weights import error_weights
+
+#: Field errors up to this many times their median weigh alike.
+_ALIKE = 3.0
 
 
 def pdf(
@@ -45,7 +48,7 @@ def pdf(
         Width of the border around the mask's bounding box, both sides together, mm. It may hold sources, and keeps periodic
         copies apart.
     weighted : bool
-        Weight voxels with the inverse of their field error instead of equally.
+        Weight voxels whose field error exceeds three times its median with its inverse (Notes); otherwise all equally.
 
     Returns
     -------
@@ -60,6 +63,10 @@ def pdf(
     ``min_x ||W M (f - D (1 - M) x)||^2`` and ``f_local = M (f - D (1 - M) x)``: x are sources anywhere outside the mask, D the
     unit dipole's field by its Green's function (a kernel sampled in k-space would alias the far field of the sources). The mean
     of the field in the mask is removed first.
+
+    Voxels near the edge tell most about the sources outside, and have the larger errors. Noise that differs by a factor of two
+    or three matters less than what they tell: W is 1 up to three times the median error, and falls with its inverse from there,
+    so that only voxels whose field is wrong are left out.
 
     References
     ----------
@@ -84,7 +91,7 @@ def pdf(
     kernel = dipole_kernel(shape, voxel_size=voxel_size, b0_dir=b0_dir, space="image")
     squared = inside.astype(np.float32)
     if weighted:
-        squared *= error_weights(field_error[box], inside) ** 2
+        squared *= error_weights(field_error[box], inside, alike=_ALIKE) ** 2
     field = np.where(inside, field - np.average(field[inside], weights=squared[inside]), 0).astype(np.float32)
     local = np.zeros(mask.shape, np.float32)
     sources = outer_sources(field, squared, inside, kernel, shape, iterations=iterations, tolerance=tolerance)
@@ -101,7 +108,6 @@ def outer_sources(
     *,
     iterations: int,
     tolerance: float,
-    preconditioner: Callable[[np.ndarray], np.ndarray] | None = None,
 ) -> np.ndarray:
     """The sources outside a mask that explain a field best.
 
@@ -117,8 +123,8 @@ def outer_sources(
         Half spectrum of the field K of a unit source, on the grid ``shape``, which may be larger than the field's.
     shape : sequence of int, (3,)
         Grid of the transforms; all of it but ``inside`` may hold sources.
-    iterations, tolerance, preconditioner : int, float, callable
-        Of the conjugate gradients; the preconditioner must leave sources inside the mask at 0.
+    iterations, tolerance : int, float
+        Of the conjugate gradients.
 
     Returns
     -------
@@ -138,6 +144,4 @@ def outer_sources(
         made *= squared
         return from_field(made)
 
-    return solvers.conjugate_gradients(
-        normal, from_field(squared * field), iterations=iterations, tolerance=tolerance, preconditioner=preconditioner
-    )
+    return solvers.conjugate_gradients(normal, from_field(squared * field), iterations=iterations, tolerance=tolerance)

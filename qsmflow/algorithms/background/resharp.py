@@ -99,7 +99,7 @@ def resharp(
 
     def filtered_twice(spectrum):
         product = spectrum * kernel
-        volume = fourier.irfftn(product, shape, window.shape) * window
+        volume = fourier.irfftn(product, shape, window.shape, overwrite=True) * window
         product = fourier.rfftn(volume, shape)
         product *= kernel
         return product

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from scipy import ndimage as ndi
 
-from qsmflow.algorithms import fourier, morphology
+from qsmflow.algorithms import morphology
 
 _SUBSAMPLES = 10
 
@@ -68,11 +68,16 @@ def sphere(radius: float, voxel_size: Sequence[float]) -> np.ndarray:
 def sphere_spectrum(radius: float, voxel_size: Sequence[float], shape: Sequence[int]) -> np.ndarray:
     """Half spectrum (real, float32) of :func:`sphere` centred at voxel 0 of a periodic grid."""
     kernel = sphere(radius, voxel_size)
-    volume = np.zeros(shape, np.float32)
-    # a grid smaller than the sphere wraps it around
-    places = [(np.arange(n) - n // 2) % size for n, size in zip(kernel.shape, shape, strict=True)]
-    np.add.at(volume, np.ix_(*places), kernel.astype(np.float32))
-    return np.ascontiguousarray(fourier.rfftn(volume, shape).real)
+    octant = kernel[tuple(slice(n // 2, None) for n in kernel.shape)]
+    # The kernel is even along every axis, so that its transform is a sum of cosines, even as well. Without BLAS, the sums do
+    # not depend on the number of threads.
+    for size in shape:
+        turns = np.outer(np.arange(size // 2 + 1), np.arange(octant.shape[0])) / size
+        cosines = 2 * np.cos(2 * np.pi * turns)
+        cosines[:, 0] = 1
+        octant = np.einsum("ki,iab->abk", cosines, octant)
+    mirrored = [np.minimum(np.arange(size), size - np.arange(size)) for size in shape[:2]]
+    return octant.astype(np.float32).take(mirrored[1], axis=1).take(mirrored[0], axis=0)
 
 
 def reach(radius: float, voxel_size: Sequence[float]) -> list[int]:

@@ -207,7 +207,7 @@ def _filtered(field, mask, voxel_size, radii):
             kernel = smv.sphere_spectrum(radius, voxel_size, shape)
             np.subtract(1, kernel, out=kernel)
             largest = kernel if largest is None else largest
-            np.copyto(filtered, fourier.irfftn(kernel * spectrum, shape, mask.shape), where=new)
+            np.copyto(filtered, fourier.irfftn(kernel * spectrum, shape, mask.shape, overwrite=True), where=new)
             inside |= new
     if largest is None:
         raise smv.no_room(radii[-1])

@@ -21,7 +21,7 @@ from numba import njit, prange
 
 from qsmflow.algorithms import fourier, operators, solvers
 from qsmflow.algorithms.dipole import dipole_kernel
-from qsmflow.algorithms.inversion import lcurve
+from qsmflow.algorithms.inversion import misfit, tuning
 from qsmflow.algorithms.weights import error_weights
 
 _MARGIN = 10.0  # mm; the susceptibility outside the mask is free, so that periodic copies only need to keep their distance
@@ -31,16 +31,13 @@ _MARGIN = 10.0  # mm; the susceptibility outside the mask is free, so that perio
 _SMALL_GRADIENT = np.float32(0.01)
 
 #: The same for second derivatives, ppm/mm^2.
-_SMALL_SECOND = np.float32(0.004)
+_SMALL_SECOND = np.float32(0.001)
 
 #: Over-relaxation of the splits: each step goes this far beyond the fit, which saves a third of the iterations.
 _RELAXATION = np.float32(1.6)
 
 #: Iterations at each weight that is tried.
 _TRIAL = 20
-
-#: Weight of a weakly harmonic field over the penalty of its split.
-_HARMONIC_RATIO = 50.0
 
 
 @dataclass(frozen=True)
@@ -154,7 +151,11 @@ class Residual:
     def __init__(self, grid: Grid, field: np.ndarray, weight: np.ndarray, step: Callable[..., None]):
         self.grid, self.field, self.weight, self.misfit = grid, field, weight, step
         self.dual, self.target = (np.zeros(grid.shape, np.float32) for _ in range(2))
-        self.power = grid.kernel**2
+
+    @property
+    def power(self) -> np.ndarray:
+        """Diagonal of the quadratic step in k-space."""
+        return self.grid.kernel**2
 
     def add(self, spectrum: np.ndarray) -> None:
         """Add the right-hand side of the quadratic step."""
@@ -172,44 +173,43 @@ class Residual:
 
 
 class HarmonicResidual(Residual):
-    """A data term of ``D chi + h`` with ``beta/2 ||M lap h||^2``, smallest over h: a field that is weakly harmonic in the mask.
+    """A data term of ``D chi + h`` with ``beta/2 ||M lap h||^2``, smallest over h, a field that is harmonic where M is 1.
 
-    ``lap h`` is split off as well; h itself is eliminated from the quadratic step and only lives in k-space.
+    ``lap h`` is split off as well, with ``penalty`` (mm^4), which decides how fast h settles; h itself is
+    eliminated from the quadratic step and only lives in k-space. ``beta = inf`` makes h strictly
+    harmonic.
     """
 
-    def __init__(self, grid: Grid, field, weight, step, mask: np.ndarray, beta: float):
+    def __init__(self, grid: Grid, field, weight, step, inside: np.ndarray, *, penalty: float, beta: float):
         super().__init__(grid, field, weight, step)
-        self.laplacian = -operators.gradient_power(grid.shape, grid.voxel_size)
-        penalty = np.float32(beta / _HARMONIC_RATIO)
-        stiffness = penalty * self.laplacian**2
-        self.inverse = 1 / (1 + stiffness)
-        self.stiffness, self.pull = stiffness * self.inverse, penalty * self.laplacian * self.inverse
-        self.power = self.power * self.stiffness
+        self.penalty = np.float32(penalty)
+        self.symbols = operators.second_differences(grid.shape, grid.voxel_size)
+        self.inside = np.zeros(grid.shape, bool)
+        self.inside[tuple(slice(n) for n in grid.size)] = inside
         # Proximal step of the split Laplacian: this share of it goes to the dual.
-        self.share = grid.pad(np.float32(_HARMONIC_RATIO / (1 + _HARMONIC_RATIO)) * mask)
+        self.share = np.float32(1 / (1 + penalty / beta))
         self.second_dual, self.second_target = (np.zeros(grid.shape, np.float32) for _ in range(2))
-        self.harmonic = np.zeros(self.power.shape, np.complex64)
+        self.harmonic = np.zeros(grid.kernel.shape, np.complex64)
+
+    @property
+    def power(self) -> np.ndarray:
+        """Diagonal of the quadratic step in k-space, h eliminated."""
+        x, y, z = self.symbols
+        stiffness = self.penalty * (x[:, None, None] + y[:, None] + z) ** 2
+        return self.grid.kernel**2 * (stiffness / (1 + stiffness))
 
     def add(self, spectrum: np.ndarray) -> None:
         """Add the right-hand side of the quadratic step; keep what h will need."""
-        data = fourier.rfftn(self.target, self.grid.shape)
+        self.harmonic = fourier.rfftn(self.target, self.grid.shape)
         second = fourier.rfftn(self.second_target, self.grid.shape)
-        second *= self.pull
-        spectrum += self.grid.kernel * (self.stiffness * data - second)
-        self.harmonic = self.inverse * data + second
+        _eliminate(spectrum, self.harmonic, second, self.grid.kernel, self.symbols, self.penalty)
 
     def step(self, spectrum: np.ndarray, relaxation: np.float32) -> None:
         """Step the split field and the split Laplacian, given the spectrum of the susceptibility, which is used up."""
-        spectrum *= self.grid.kernel
-        harmonic = self.harmonic
-        harmonic -= self.inverse * spectrum
-        spectrum += harmonic
+        _restore(spectrum, self.harmonic, self.grid.kernel, self.symbols, self.penalty)
         self._take(fourier.irfftn(spectrum, self.grid.shape), relaxation)
-        harmonic *= self.laplacian
-        last = self.second_target + self.second_dual
-        split = last + self.second_dual + relaxation * (fourier.irfftn(harmonic, self.grid.shape) - last)
-        np.multiply(split, self.share, out=self.second_dual)
-        self.second_target = split - 2 * self.second_dual
+        laplacian = fourier.irfftn(self.harmonic, self.grid.shape)
+        _take_laplacian(laplacian, self.inside, self.share, self.second_dual, self.second_target, relaxation)
 
 
 class Anchor:
@@ -293,35 +293,111 @@ def minimise(
     return chi
 
 
+#: Keeps logarithms finite where there is no field.
+_TINY = 1e-30
+
+#: Mean of the absolute value and of the square of normal noise of unit deviation.
+_MOMENTS = {1: math.sqrt(2 / math.pi), 2: 1.0}
+
+
 def tune(
     grid: Grid,
     data: Residual,
     penalty: Variation | GeneralisedVariation,
     weight: float,
+    how: str,
     *,
     power: int,
+    field_error: np.ndarray,
     mask: np.ndarray,
     name: str,
-) -> np.ndarray:
-    """Give ``penalty`` the weight near ``weight`` where the L-curve of misfit and total variation straightens.
+) -> np.ndarray | None:
+    """Give ``penalty`` a weight near ``weight``.
 
-    ``power`` is that of the misfit, ``sum w |D chi - f|^power``. A few iterations per weight, each going on from the last;
-    returns the susceptibility on the padded grid that the splits have come to.
+    ``how`` is ``"lcurve"``, where the L-curve of misfit and total variation straightens; ``"discrepancy"``, where the misfit is
+    what noise of the field error would make; ``"frequency"``, where the map is as strong near the dipole's cone as far from it;
+    or ``"none"``. ``power`` is that of the misfit, ``sum w |D chi - f|^power``. A few iterations per weight, each going on from
+    the last; returns the susceptibility on the padded grid that the splits have come to (None: 0).
     """
+    if how == "none":
+        return None
     chi = None
 
-    def evaluate(trial: float) -> tuple[float, float]:
+    def solve(trial: float) -> np.ndarray:
         nonlocal chi
         penalty.weigh(trial)
         chi = minimise(grid, data, penalty, mask=mask, iterations=_TRIAL, tolerance=0.0, name=name, start=chi)
-        misfit = np.abs(grid.forward(chi) - data.field)
-        misfit = np.einsum("ijk,ijk->", data.weight, misfit**power, dtype=np.float64)
+        return chi
+
+    def measure(chi: np.ndarray) -> float:
+        away = np.abs(grid.forward(chi) - data.field)
+        return max(float(np.einsum("ijk,ijk->", data.weight, away**power, dtype=np.float64)), _TINY)
+
+    def lcurve(trial: float) -> tuple[float, float]:
+        misfit = measure(solve(trial))
         gradient = np.empty((3, *grid.shape), np.float32)
         operators.gradient(chi, grid.inverse_size, gradient)
-        return float(misfit), float(np.sqrt(np.einsum("cijk,cijk->ijk", gradient, gradient)).sum(dtype=np.float64))
+        return misfit, float(np.sqrt(np.einsum("cijk,cijk->ijk", gradient, gradient)).sum(dtype=np.float64))
 
-    penalty.weigh(lcurve.choose_weight(weight, evaluate, name))
+    if how == "lcurve":
+        chosen = tuning.straight_weight(weight, lcurve, name)
+    elif how == "discrepancy":
+        error = np.where(mask & np.isfinite(field_error) & (field_error > 0), field_error, 0)
+        noise = _MOMENTS[power] * max(float(np.sum(grid.crop(data.weight, mask) * error**power, dtype=np.float64)), _TINY)
+        chosen = tuning.balanced_weight(weight, lambda trial: math.log(measure(solve(trial)) / noise), name)
+    else:
+        square = sum(k * k for k in fourier.frequencies(grid.shape, grid.voxel_size))
+        zones = tuning.zones(grid.kernel, square, grid.voxel_size)
+
+        def evenness(trial: float) -> float:
+            spectrum = np.abs(fourier.rfftn(grid.crop(solve(trial), mask), grid.shape))
+            near, far = (max(float(spectrum[zone].mean(dtype=np.float64)), _TINY) for zone in zones)
+            return math.log(far / near)
+
+        chosen = tuning.balanced_weight(weight, evenness, name)
+    penalty.weigh(chosen)
     return chi
+
+
+@njit(parallel=True, cache=True)
+def _eliminate(spectrum, data, second, kernel, symbols, penalty):
+    """Right-hand side without h: added to ``spectrum``; ``data`` becomes h for a field of 0."""
+    x, y, z = symbols
+    for i in prange(spectrum.shape[0]):
+        for j in range(spectrum.shape[1]):
+            for k in range(spectrum.shape[2]):
+                laplacian = x[i] + y[j] + z[k]
+                stiffness = penalty * laplacian * laplacian
+                free = np.float32(1) / (np.float32(1) + stiffness)
+                pulled = penalty * laplacian * free * second[i, j, k]
+                spectrum[i, j, k] += kernel[i, j, k] * (stiffness * free * data[i, j, k] - pulled)
+                data[i, j, k] = free * data[i, j, k] + pulled
+
+
+@njit(parallel=True, cache=True)
+def _restore(spectrum, harmonic, kernel, symbols, penalty):
+    """From the susceptibility to ``D chi + h`` in ``spectrum``, and from h for a field of 0 to ``lap h``."""
+    x, y, z = symbols
+    for i in prange(spectrum.shape[0]):
+        for j in range(spectrum.shape[1]):
+            for k in range(spectrum.shape[2]):
+                laplacian = x[i] + y[j] + z[k]
+                field = kernel[i, j, k] * spectrum[i, j, k]
+                h = harmonic[i, j, k] - field / (np.float32(1) + penalty * laplacian * laplacian)
+                spectrum[i, j, k] = field + h
+                harmonic[i, j, k] = laplacian * h
+
+
+@njit(parallel=True, cache=True)
+def _take_laplacian(laplacian, inside, share, dual, target, relaxation):
+    """Step of the split Laplacian, weakly or strictly 0 inside and free elsewhere."""
+    for i in prange(laplacian.shape[0]):
+        for j in range(laplacian.shape[1]):
+            for k in range(laplacian.shape[2]):
+                t = misfit.relaxed(laplacian[i, j, k], dual[i, j, k], target[i, j, k], relaxation)
+                u = share * t if inside[i, j, k] else np.float32(0)
+                dual[i, j, k] = u
+                target[i, j, k] = t - u - u
 
 
 @njit(parallel=True, cache=True)

@@ -9,7 +9,7 @@ import numpy as np
 
 from qsmflow.algorithms import fourier
 from qsmflow.algorithms.dipole import dipole_kernel
-from qsmflow.algorithms.inversion.lcurve import largest_curvature
+from qsmflow.algorithms.inversion.tuning import largest_curvature
 from qsmflow.algorithms.operators import gradient_power
 
 

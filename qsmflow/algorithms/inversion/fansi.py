@@ -26,6 +26,9 @@ SMALL_MISFIT = 0.01
 #: Iterations with the linear data term before the nonlinear one.
 LINEAR_START = 20
 
+#: Weight of a weakly harmonic field over the penalty of its split.
+_HARMONIC_RATIO = 50.0
+
 
 def fansi(
     local_field: np.ndarray,
@@ -42,7 +45,7 @@ def fansi(
     iterations: int = 100,
     tolerance: float = 5e-3,
     weighted: bool = True,
-    tune: Literal["none", "lcurve"] = "none",
+    tune: Literal["none", "lcurve", "discrepancy", "frequency"] = "none",
 ) -> np.ndarray:
     """Susceptibility by nonlinear inversion with total (generalised) variation, as in the toolbox FANSI.
 
@@ -53,7 +56,7 @@ def fansi(
     mask : ndarray of bool, (X, Y, Z)
         Where the local field is valid.
     field_error : ndarray, (X, Y, Z)
-        Standard deviation of the field, ppm (only ratios matter).
+        Standard deviation of the field, ppm (only ratios matter, unless ``tune`` is ``"discrepancy"``).
     voxel_size : sequence of float, (3,)
         Voxel size, mm.
     b0_dir : sequence of float, (3,)
@@ -74,9 +77,10 @@ def fansi(
         Stop when the susceptibility in the mask changes by less than this fraction of its norm.
     weighted : bool
         Weight voxels of the mask with the inverse of their field error instead of equally.
-    tune : {"none", "lcurve"}
-        Take ``lambda_`` as it is, or the weight between a tenth and ten times it where the L-curve straightens below its
-        corner (takes 220 iterations more).
+    tune : {"none", "lcurve", "discrepancy", "frequency"}
+        Take ``lambda_`` as it is, or a weight between a tenth and ten times it: where the L-curve straightens below its corner
+        (takes 220 iterations more), where the misfit is what the field error lets expect (which must then be that of the
+        field, in ppm), or where the map is as strong near the dipole's cone as far from it (both up to 220 iterations).
 
     Returns
     -------
@@ -112,7 +116,7 @@ def fansi(
     data = Residual(grid, field, weight, misfit.squares)
     gradient = GeneralisedVariation(grid, lambda_, ratio) if penalty == "tgv" else Variation(grid, lambda_)
     options = {"mask": mask, "name": "fansi"}
-    start = admm.tune(grid, data, gradient, lambda_, power=2, **options) if tune == "lcurve" else None
+    start = admm.tune(grid, data, gradient, lambda_, tune, power=2, field_error=field_error, **options)
     options |= {"start": start, "iterations": iterations, "tolerance": tolerance}
     return grid.crop(_minimise(grid, data, gradient, _in_radians(misfit.phase_squares, b0, echo_times), **options), mask)
 
@@ -126,7 +130,7 @@ def whqsm(
     b0_dir: Sequence[float],
     b0: float,
     echo_times: Sequence[float],
-    lambda_: float = 1e-4,
+    lambda_: float = 2e-4,
     beta: float = 150.0,
     iterations: int = 100,
     tolerance: float = 5e-3,
@@ -190,7 +194,7 @@ def whqsm(
     """
     grid, field, weight = prepare(local_field, mask, field_error, weighted, voxel_size, b0_dir)
     weight *= weight
-    data = HarmonicResidual(grid, field, weight, misfit.squares, mask, beta)
+    data = HarmonicResidual(grid, field, weight, misfit.squares, mask, penalty=beta / _HARMONIC_RATIO, beta=beta)
     gradient = Variation(grid, lambda_)
     options = {"mask": mask, "iterations": iterations, "tolerance": tolerance, "name": "whqsm"}
     return grid.crop(_minimise(grid, data, gradient, _in_radians(misfit.phase_squares, b0, echo_times), **options), mask)
@@ -209,7 +213,7 @@ def l1qsm(
     iterations: int = 100,
     tolerance: float = 5e-3,
     weighted: bool = True,
-    tune: Literal["none", "lcurve"] = "none",
+    tune: Literal["none", "lcurve", "discrepancy", "frequency"] = "none",
 ) -> np.ndarray:
     """Susceptibility by nonlinear inversion with an L1 data term and total variation (L1-QSM).
 
@@ -220,7 +224,7 @@ def l1qsm(
     mask : ndarray of bool, (X, Y, Z)
         Where the local field is valid.
     field_error : ndarray, (X, Y, Z)
-        Standard deviation of the field, ppm (only ratios matter).
+        Standard deviation of the field, ppm (only ratios matter, unless ``tune`` is ``"discrepancy"``).
     voxel_size : sequence of float, (3,)
         Voxel size, mm.
     b0_dir : sequence of float, (3,)
@@ -237,9 +241,10 @@ def l1qsm(
         Stop when the susceptibility in the mask changes by less than this fraction of its norm.
     weighted : bool
         Weight voxels of the mask with the inverse of their field error instead of equally.
-    tune : {"none", "lcurve"}
-        Take ``lambda_`` as it is, or the weight between a tenth and ten times it where the L-curve straightens below its
-        corner (takes 220 iterations more).
+    tune : {"none", "lcurve", "discrepancy", "frequency"}
+        Take ``lambda_`` as it is, or a weight between a tenth and ten times it: where the L-curve straightens below its corner
+        (takes 220 iterations more), where the misfit is what the field error lets expect (which must then be that of the
+        field, in ppm), or where the map is as strong near the dipole's cone as far from it (both up to 220 iterations).
 
     Returns
     -------
@@ -274,7 +279,7 @@ def l1qsm(
     data = Residual(grid, field, weight, misfit.absolute)
     gradient = Variation(grid, SMALL_MISFIT * lambda_)
     options = {"mask": mask, "name": "l1qsm"}
-    start = admm.tune(grid, data, gradient, SMALL_MISFIT * lambda_, power=1, **options) if tune == "lcurve" else None
+    start = admm.tune(grid, data, gradient, SMALL_MISFIT * lambda_, tune, power=1, field_error=field_error, **options)
     options |= {"start": start, "iterations": iterations, "tolerance": tolerance}
     return grid.crop(_minimise(grid, data, gradient, _in_radians(misfit.phase_absolute, b0, echo_times), **options), mask)
 

@@ -23,7 +23,7 @@ def tv(
     tolerance: float = 1e-2,
     weighted: bool = True,
     isotropic: bool = True,
-    tune: Literal["none", "lcurve"] = "none",
+    tune: Literal["none", "lcurve", "discrepancy", "frequency"] = "none",
 ) -> np.ndarray:
     """Susceptibility by total-variation regularised inversion.
 
@@ -34,7 +34,7 @@ def tv(
     mask : ndarray of bool, (X, Y, Z)
         Where the local field is valid.
     field_error : ndarray, (X, Y, Z)
-        Standard deviation of the field, ppm (only ratios matter).
+        Standard deviation of the field, ppm (only ratios matter, unless ``tune`` is ``"discrepancy"``).
     voxel_size : sequence of float, (3,)
         Voxel size, mm.
     b0_dir : sequence of float, (3,)
@@ -49,9 +49,10 @@ def tv(
         Weight voxels of the mask with the inverse of their field error instead of equally.
     isotropic : bool
         Penalise the length of the gradient in every voxel instead of its components one by one.
-    tune : {"none", "lcurve"}
-        Take ``lambda_`` as it is, or the weight between a tenth and ten times it where the L-curve straightens below its
-        corner (takes 220 iterations more).
+    tune : {"none", "lcurve", "discrepancy", "frequency"}
+        Take ``lambda_`` as it is, or a weight between a tenth and ten times it: where the L-curve straightens below its corner
+        (takes 220 iterations more), where the misfit is what the field error lets expect (which must then be that of the
+        field, in ppm), or where the map is as strong near the dipole's cone as far from it (both up to 220 iterations).
 
     Returns
     -------
@@ -85,6 +86,6 @@ def tv(
     data = Residual(grid, field, weight, misfit.squares)
     penalty = Variation(grid, lambda_, isotropic)
     options = {"mask": mask, "name": "tv"}
-    start = admm.tune(grid, data, penalty, lambda_, power=2, **options) if tune == "lcurve" else None
+    start = admm.tune(grid, data, penalty, lambda_, tune, power=2, field_error=field_error, **options)
     chi = minimise(grid, data, penalty, start=start, iterations=iterations, tolerance=tolerance, **options)
     return grid.crop(chi, mask)
