@@ -8,13 +8,12 @@ what a method leaves out there counts as zero.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 
 import numpy as np
-from heads import Head, apply_step, default_dataset, load, run
+from heads import Head, apply_step, argument_parser, load, run
 from qsm_ci import qsm_eval
 from scipy import ndimage as ndi
 
@@ -35,9 +34,7 @@ CHI_TITLES = ("NRMSE %", "detrended NRMSE %", "XSIM", "deep-grey linearity error
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("dataset", type=Path, nargs="?", default=default_dataset(), help="dataset with derivatives/truth")
-    parser.add_argument("--sub", default="01", help="label of the subject")
+    parser = argument_parser(__doc__)
     parser.add_argument("--derivatives", type=Path, metavar="OUT", help="also score what a run wrote")
     args = parser.parse_args()
     head = load(args.dataset, args.sub)

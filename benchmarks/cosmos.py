@@ -11,13 +11,11 @@ that of the truth, both without their means, in the brain and 3 voxels within it
 
 from __future__ import annotations
 
-import argparse
 import math
-from pathlib import Path
 
 import numpy as np
 from accuracy import table
-from heads import Head, default_dataset, load
+from heads import Head, argument_parser, load
 from scipy import ndimage as ndi
 
 from qsmflow import registry
@@ -36,9 +34,7 @@ _AROUND = {14: 9.4, 13: -2.1}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("dataset", type=Path, nargs="?", default=default_dataset(), help="dataset with derivatives/truth")
-    parser.add_argument("--sub", default="01", help="label of the subject")
+    parser = argument_parser(__doc__)
     local = [name for name in registry.names("inversion") if not registry.find("inversion", name).from_total_field]
     parser.add_argument("--methods", nargs="+", default=local, choices=local, help="inversions of one orientation")
     parser.add_argument("--coarser", type=int, default=1, metavar="N", help="average N x N x N voxels first")

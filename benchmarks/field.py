@@ -10,16 +10,14 @@ transform (`scipy.fft.rfftn`, float32, of the padded volume), measured right bef
 
 from __future__ import annotations
 
-import argparse
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import scipy.fft
 from accuracy import apply, core, r2star_score, table, truths
-from heads import Head, default_dataset, load
+from heads import Head, argument_parser, load
 
 from qsmflow import registry
 from qsmflow.algorithms import fourier
@@ -33,9 +31,7 @@ _FIELD_BAR, _R2STAR_BAR = 5.0, 12.0
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("dataset", type=Path, nargs="?", default=default_dataset(), help="dataset with derivatives/truth")
-    parser.add_argument("--sub", default="01", help="label of the subject")
+    parser = argument_parser(__doc__)
     parser.add_argument("--noise", type=float, nargs="*", default=[], help="more noise, %% of the median magnitude")
     args = parser.parse_args()
     clean = load(args.dataset, args.sub)

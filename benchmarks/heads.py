@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -65,6 +66,14 @@ def default_dataset() -> Path:
     """The head beside the repository, or else the example study."""
     head = ROOT.parent / "shared/data/head"
     return head if head.is_dir() else ROOT / "bids_examples/study"
+
+
+def argument_parser(doc: str) -> argparse.ArgumentParser:
+    """A command's parser that knows the dataset and the subject; ``doc`` is the command's docstring."""
+    parser = argparse.ArgumentParser(description=doc.split("\n")[0])
+    parser.add_argument("dataset", type=Path, nargs="?", default=default_dataset(), help="dataset with derivatives/truth")
+    parser.add_argument("--sub", default="01", help="label of the subject")
+    return parser
 
 
 def load(dataset: Path, label: str = "01") -> Head:

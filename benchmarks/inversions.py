@@ -10,7 +10,6 @@ and once from what the recipe `consensus` gives it; methods that start from the 
 
 from __future__ import annotations
 
-import argparse
 import logging
 import re
 import tempfile
@@ -19,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import speed
 from accuracy import CHI_TITLES, apply, chi_score, table
-from heads import Head, default_dataset, load
+from heads import Head, argument_parser, load
 from matplotlib.figure import Figure
 
 from qsmflow import registry
@@ -44,9 +43,7 @@ class _Iterations(logging.Handler):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("dataset", type=Path, nargs="?", default=default_dataset(), help="dataset with derivatives/truth")
-    parser.add_argument("--sub", default="01", help="label of the subject")
+    parser = argument_parser(__doc__)
     parser.add_argument("--methods", nargs="+", default=registry.names("inversion"), choices=registry.names("inversion"))
     parser.add_argument("--pictures", type=Path, metavar="PNG", help="also draw all maps side by side")
     parser.add_argument("--inputs", type=Path, metavar="FOLDER", help="keep what the recipe gives here, and use it again")

@@ -26,7 +26,7 @@ from pathlib import Path
 
 import numpy as np
 import scipy.fft
-from heads import Head, apply_step, default_dataset, load, run
+from heads import Head, apply_step, argument_parser, load, run
 
 from qsmflow import registry
 from qsmflow.algorithms import fourier
@@ -44,9 +44,7 @@ _HELPERS = (("quality", "map", 1), ("mask", "combine", 2))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("dataset", type=Path, nargs="?", default=default_dataset(), help="dataset with derivatives/truth")
-    parser.add_argument("--sub", default="01", help="label of the subject")
+    parser = argument_parser(__doc__)
     parser.add_argument("--threads", type=int, default=1, help="threads of the transforms and of every method")
     parser.add_argument("--repeats", type=int, default=3, help="measured runs of every method")
     parser.add_argument("--stage", help="measure the methods of this stage alone")

@@ -9,12 +9,9 @@ deviation around them, in the brain without its outer three voxels.
 
 from __future__ import annotations
 
-import argparse
-from pathlib import Path
-
 import numpy as np
 from accuracy import STRONG, VEIN, core, table
-from heads import apply_step, default_dataset, load, run
+from heads import apply_step, argument_parser, load, run
 from scipy import ndimage as ndi
 
 from qsmflow import registry
@@ -30,9 +27,7 @@ _OPTIONS = [
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("dataset", type=Path, nargs="?", default=default_dataset(), help="dataset with derivatives/truth")
-    parser.add_argument("--sub", default="01", help="label of the subject")
+    parser = argument_parser(__doc__)
     args = parser.parse_args()
     head = load(args.dataset, args.sub)
     made = run(Recipe.load("consensus"), head)

@@ -8,15 +8,13 @@ true local field with noise of a signal-to-noise ratio of 100 (as in ``cosmos.py
 
 from __future__ import annotations
 
-import argparse
 import logging
 import re
-from pathlib import Path
 
 import numpy as np
 from accuracy import table
 from cosmos import Scene
-from heads import default_dataset, load, run
+from heads import argument_parser, load, run
 
 from qsmflow.config import Recipe
 
@@ -40,9 +38,7 @@ class _Chosen(logging.Handler):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("dataset", type=Path, nargs="?", default=default_dataset(), help="dataset with derivatives/truth")
-    parser.add_argument("--sub", default="01", help="label of the subject")
+    parser = argument_parser(__doc__)
     parser.add_argument("--methods", nargs="+", default=["tv"], choices=list(_METHODS))
     parser.add_argument("--coarser", type=int, default=1, metavar="N", help="average N x N x N voxels first")
     parser.add_argument("--no-recipe", action="store_true", help="leave out the field of the recipe")

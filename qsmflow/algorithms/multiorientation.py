@@ -132,9 +132,9 @@ def cosmos(
     -----
     ``min_chi sum_i ||W_i (D_i chi - f_i)||^2`` over susceptibility in the mask, W_i = 0 outside the mask of orientation i:
     where one mask ends the others decide. Without masks this has the closed form ``sum_i D_i F_i / sum_i D_i^2``, which is the
-    start and the preconditioner of the conjugate gradients. Nothing is regularised. The grid is padded to
-    twice its size, as in :func:`.forward_field`: an oblique dipole jumps at the Nyquist frequency, so that its field reaches
-    far along the axes, and a margin of a few centimetres leaves an error of half a per cent.
+    start and the preconditioner of the conjugate gradients. Nothing is regularised. The grid is padded to twice its size, as
+    in :func:`.forward_field`: an oblique dipole jumps at the Nyquist frequency, so that its field reaches far along the axes,
+    and a margin of a few centimetres leaves an error of half a per cent.
 
     References
     ----------

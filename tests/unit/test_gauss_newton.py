@@ -71,9 +71,9 @@ def test_nonlinear_term_ignores_whole_turns():
 def test_gauss_newton_stops_at_its_tolerance():
     """More steps than the tolerance asks for change nothing; a finer tolerance takes more and ends lower."""
     fit, _ = small_fit(0.0)
-    loose = fit.solve(iterations=20, cg_iterations=20, tolerance=0.05)
-    assert np.array_equal(loose, fit.solve(iterations=30, cg_iterations=20, tolerance=0.05))
-    fine = fit.solve(iterations=30, cg_iterations=20, tolerance=1e-3)
+    loose = fit.solve(iterations=20, cg_iterations=20, tolerance=0.05, name="medi")
+    assert np.array_equal(loose, fit.solve(iterations=30, cg_iterations=20, tolerance=0.05, name="medi"))
+    fine = fit.solve(iterations=30, cg_iterations=20, tolerance=1e-3, name="medi")
     assert fit.objective(fine) < fit.objective(loose) < fit.objective(np.zeros_like(loose))
     assert np.linalg.norm(fit.gradient(fine)) < 0.05 * np.linalg.norm(fit.gradient(np.zeros_like(fine)))
 

@@ -267,6 +267,15 @@ def test_an_empty_mask_is_survived_or_refused(row):
     assert not refusal or "mask" in refusal or "region" in refusal
 
 
+@pytest.mark.parametrize(
+    "row", _rows(lambda row: row.stage == "inversion" and {"iterations", "tolerance"} <= set(row.parameters))
+)
+def test_what_has_not_settled_says_so(row, caplog):
+    """A map that was left halfway must not pass for the solution; the least squares of iLSQR are meant to stop early."""
+    run(row, iterations=1, tolerance=1e-6)
+    assert ("stopped after" in caplog.text) == (row.name != "ilsqr")
+
+
 def candidates(parameter):
     """Values to try, in the hope that one of them changes something."""
     default = parameter.default

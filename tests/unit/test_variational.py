@@ -208,6 +208,11 @@ def test_whqsm_takes_up_a_harmonic_field():
     assert moved[0] < 0.75 * moved[1]
 
 
+def test_whqsm_refuses_a_field_without_bounds():
+    with pytest.raises(ValueError, match="beta must be positive"):
+        whqsm(FIELD, MASK, ERROR, **NONLINEAR, beta=0.0)
+
+
 def test_the_end_of_an_iteration_is_told(caplog):
     with caplog.at_level(logging.INFO, "qsmflow"):
         tv(FIELD, MASK, ERROR, **GEOMETRY, iterations=3)

@@ -39,6 +39,12 @@ _RELAXATION = np.float32(1.6)
 #: Iterations at each weight that is tried.
 _TRIAL = 20
 
+#: Keeps logarithms finite where there is no field.
+_TINY = 1e-30
+
+#: Mean of the absolute value and of the square of normal noise of unit deviation.
+_MOMENTS = {1: math.sqrt(2 / math.pi), 2: 1.0}
+
 
 @dataclass(frozen=True)
 class Grid:
@@ -175,9 +181,8 @@ class Residual:
 class HarmonicResidual(Residual):
     """A data term of ``D chi + h`` with ``beta/2 ||M lap h||^2``, smallest over h, a field that is harmonic where M is 1.
 
-    ``lap h`` is split off as well, with ``penalty`` (mm^4), which decides how fast h settles; h itself is
-    eliminated from the quadratic step and only lives in k-space. ``beta = inf`` makes h strictly
-    harmonic.
+    ``lap h`` is split off as well, with ``penalty`` (mm^4), which decides how fast h settles; h itself is eliminated from the
+    quadratic step and only lives in k-space. ``beta = inf`` makes h strictly harmonic.
     """
 
     def __init__(self, grid: Grid, field, weight, step, inside: np.ndarray, *, penalty: float, beta: float):
@@ -293,13 +298,6 @@ def minimise(
     return chi
 
 
-#: Keeps logarithms finite where there is no field.
-_TINY = 1e-30
-
-#: Mean of the absolute value and of the square of normal noise of unit deviation.
-_MOMENTS = {1: math.sqrt(2 / math.pi), 2: 1.0}
-
-
 def tune(
     grid: Grid,
     data: Residual,
@@ -334,10 +332,10 @@ def tune(
         return max(float(np.einsum("ijk,ijk->", data.weight, away**power, dtype=np.float64)), _TINY)
 
     def lcurve(trial: float) -> tuple[float, float]:
-        misfit = measure(solve(trial))
+        left = measure(solve(trial))
         gradient = np.empty((3, *grid.shape), np.float32)
         operators.gradient(chi, grid.inverse_size, gradient)
-        return misfit, float(np.sqrt(np.einsum("cijk,cijk->ijk", gradient, gradient)).sum(dtype=np.float64))
+        return left, float(np.sqrt(np.einsum("cijk,cijk->ijk", gradient, gradient)).sum(dtype=np.float64))
 
     if how == "lcurve":
         chosen = tuning.straight_weight(weight, lcurve, name)

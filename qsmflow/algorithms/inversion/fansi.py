@@ -170,6 +170,11 @@ def whqsm(
     ndarray, (X, Y, Z)
         Susceptibility, ppm, 0 outside the mask.
 
+    Raises
+    ------
+    ValueError
+        If ``beta`` is not positive: a field without bounds would take everything.
+
     Notes
     -----
     The objective of :func:`fansi` with ``D chi + h`` for ``D chi``, plus ``beta/2 ||M lap h||^2``: what background removal
@@ -192,6 +197,8 @@ def whqsm(
     >>> bool(chi[r2 < 144].std() < 0.5 * plain[r2 < 144].std())
     True
     """
+    if beta <= 0:
+        raise ValueError(f"beta must be positive, not {beta:g}: a field without bounds would take everything")
     grid, field, weight = prepare(local_field, mask, field_error, weighted, voxel_size, b0_dir)
     weight *= weight
     data = HarmonicResidual(grid, field, weight, misfit.squares, mask, penalty=beta / _HARMONIC_RATIO, beta=beta)

@@ -104,18 +104,21 @@ class Fit:
         iterations: int,
         cg_iterations: int,
         tolerance: float,
+        name: str,
         merit: float = 0.0,
         preconditioner: Callable[[np.ndarray], np.ndarray] | None = None,
         start: np.ndarray | None = None,
     ) -> np.ndarray:
         """The susceptibility after Gauss-Newton steps from ``start`` (or 0), ppm, on the padded grid.
 
-        Stops when a step is smaller than ``tolerance`` times the susceptibility where there are data. The first step takes the
-        linear data term, because the field comes unwrapped: it leads to where the nonlinear term has no other minimum nearby.
+        Stops when a step is smaller than ``tolerance`` times the susceptibility where there are data, and logs for the method
+        ``name`` how it ended. The first step takes the linear data term, because the field comes unwrapped: it leads to where
+        the nonlinear term has no other minimum nearby.
         """
         chi = np.zeros(self.measured.shape, np.float32) if start is None else start.copy()
         trusted = self.squared
         known = trusted > 0
+        iteration, reached = -1, np.inf
         for iteration in range(iterations):
             downhill = self.gradient(chi, linear=iteration == 0)
             np.negative(downhill, out=downhill)
@@ -123,10 +126,13 @@ class Fit:
                 self.curvature, downhill, iterations=cg_iterations, tolerance=_CG_TOLERANCE, preconditioner=preconditioner
             )
             chi += step
-            if np.linalg.norm(step[known].astype(np.float64)) <= tolerance * np.linalg.norm(chi[known].astype(np.float64)):
+            size = np.linalg.norm(chi[known].astype(np.float64))
+            reached = np.linalg.norm(step[known].astype(np.float64)) / size if size else 0.0
+            if reached <= tolerance:
                 break
             if merit:
                 self.squared = self._without_outliers(chi, trusted, merit)
+        solvers.note_end(name, iteration + 1, reached, tolerance)
         return chi
 
     def _forward(self, chi: np.ndarray) -> np.ndarray:

@@ -114,7 +114,7 @@ def medi(
     """
     radians = radians_per_ppm(b0=b0, echo_times=echo_times) if data == "nonlinear" else 0.0
     fit = _fit(local_field, mask, field_error, magnitude, voxel_size, b0_dir, radians, lambda_, edges, smv_radius)
-    chi = fit.solve(iterations=iterations, cg_iterations=cg_iterations, tolerance=tolerance, merit=merit)
+    chi = fit.solve(iterations=iterations, cg_iterations=cg_iterations, tolerance=tolerance, merit=merit, name="medi")
     return chi[tuple(slice(n) for n in mask.shape)] * mask
 
 
@@ -211,7 +211,7 @@ def medi0(
     radians = radians_per_ppm(b0=b0, echo_times=echo_times) if data == "nonlinear" else 0.0
     fit = _fit(local_field, mask, field_error, magnitude, voxel_size, b0_dir, radians, lambda_, edges, smv_radius)
     fit.uniform, fit.uniform_weight = np.ravel_multi_index(np.nonzero(fluid), fit.measured.shape), fluid_weight
-    chi = fit.solve(iterations=iterations, cg_iterations=cg_iterations, tolerance=tolerance, merit=merit)
+    chi = fit.solve(iterations=iterations, cg_iterations=cg_iterations, tolerance=tolerance, merit=merit, name="medi0")
     chi = chi[tuple(slice(n) for n in mask.shape)]
     return (chi - np.float32(chi[fluid].mean(dtype=np.float64))) * mask
 

@@ -12,7 +12,7 @@ from qsmflow.algorithms import fourier, operators
 from qsmflow.algorithms.background import smv
 from qsmflow.algorithms.dipole import dipole_kernel
 from qsmflow.algorithms.singlestep import second_order
-from qsmflow.algorithms.solvers import change
+from qsmflow.algorithms.solvers import change, note_end
 from qsmflow.algorithms.weights import error_weights
 
 #: Ratio of successive radii: few transforms, and no voxel is left to a sphere much smaller than the one that fits.
@@ -112,7 +112,9 @@ def sstv(
     chi, right = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
     dual, target = np.zeros((3, *shape), np.float32), np.zeros((3, *shape), np.float32)
     spectrum, everywhere = fourier.rfftn(chi, shape), np.ones(shape, bool)
+    count, reached = 0, np.inf
     for _ in range(iterations):
+        count += 1
         step = data.step(spectrum)
         operators.divergence(target, size, right)
         spectrum = fourier.rfftn(right, shape)
@@ -121,8 +123,10 @@ def sstv(
         spectrum *= inverse
         previous, chi = chi, fourier.irfftn(spectrum, shape)
         operators.shrink_gradient(chi, size, np.float32(lambda_ / rho), True, np.float32(1), dual, target)
-        if change(chi, previous, everywhere) < tolerance:
+        reached = change(chi, previous, everywhere)
+        if reached <= tolerance:
             break
+    note_end("sstv", count, reached, tolerance)
     return data.cropped(chi, mask)
 
 
@@ -214,7 +218,9 @@ def sstgv(
     dual_second, tensor = np.zeros((6, *shape), np.float32), np.zeros((6, *shape), np.float32)
     spectrum, everywhere = fourier.rfftn(chi, shape), np.ones(shape, bool)
     slope_spectrum = np.empty((3, *spectrum.shape), np.complex64)
+    count, reached = 0, np.inf
     for _ in range(iterations):
+        count += 1
         step = data.step(spectrum)
         operators.divergence(target, size, right)
         spectrum = fourier.rfftn(right, shape)
@@ -230,8 +236,10 @@ def sstgv(
         second_order.shrink_first(chi, slope, size, threshold, dual, target)
         second_order.symmetrised_gradient(slope, size, tensor)
         second_order.shrink_second(tensor, threshold, dual_second)
-        if change(chi, previous, everywhere) < tolerance:
+        reached = change(chi, previous, everywhere)
+        if reached <= tolerance:
             break
+    note_end("sstgv", count, reached, tolerance)
     return data.cropped(chi, mask)
 
 

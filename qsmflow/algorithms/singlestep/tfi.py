@@ -120,9 +120,10 @@ def tfi(
     jumps[:, *corner] = mask * morphology_edges(magnitude, mask, inverse_size=inverse_size, fraction=edges)
     fit = Fit(measured, squared, kernel, jumps, inverse_size, lambda_, radians)
     scale = np.where(elsewhere, np.float32(outside**2), np.float32(1))
+    start = _project(measured, squared, kernel, elsewhere, projection) if projection else None
     chi = fit.solve(
-        iterations=iterations, cg_iterations=cg_iterations, tolerance=tolerance, preconditioner=lambda r: scale * r,
-        start=_project(measured, squared, kernel, elsewhere, projection) if projection else None,
+        iterations=iterations, cg_iterations=cg_iterations, tolerance=tolerance, name="tfi",
+        preconditioner=lambda r: scale * r, start=start,
     )  # fmt: skip
     return chi[corner] * mask
 
