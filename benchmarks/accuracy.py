@@ -153,12 +153,14 @@ def limits(head: Head, recipe: Recipe, made: dict[str, np.ndarray]) -> None:
     """Where the recipe loses accuracy: true inputs replaced by measured ones, one after the other."""
     truth, mask = head.aligned, made["field_mask"]
     even = np.ones(head.grid.shape, np.float32)
+    noise = made["field_error"] * np.random.default_rng(0).standard_normal(mask.shape, dtype=np.float32)
     cases = {
         "true local field": (truth["local_field"], truth["brain"], even, False),
         "true total field": (truth["total_field"], truth["brain"], even, True),
         "and the recipe's mask": (truth["total_field"], mask, even, True),
         "and the recipe's field error as weight": (truth["total_field"], mask, made["field_error"], True),
-        "and the measured total field (the recipe)": (made["total_field"], mask, made["field_error"], True),
+        "and noise as large as the field error": (truth["total_field"] + noise, mask, made["field_error"], True),
+        "the measured total field instead (the recipe)": (made["total_field"], mask, made["field_error"], True),
         "the same without weights": (made["total_field"], mask, even, True),
     }
     rows = []
