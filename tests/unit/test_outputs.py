@@ -2,9 +2,6 @@
 
 import json
 import os
-import shutil
-import subprocess
-import sysconfig
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +11,7 @@ import numpy as np
 import pytest
 
 from qsmflow.bids import outputs
+from qsmflow.cli.validator import validate
 from qsmflow.config import Recipe
 
 ENTITIES = {"sub": "01", "ses": "a", "acq": "hi", "run": "1"}
@@ -40,15 +38,6 @@ def put(path: Path, metadata: dict | None) -> None:
         outputs.sidecar_path(path).write_text(json.dumps(metadata))
     else:
         path.write_text("index\tname\n1\tPu\n" if path.suffix == ".tsv" else "{}")
-
-
-def validate(folder: Path) -> list[dict]:
-    """Errors of the BIDS validator."""
-    command = shutil.which("bids-validator-deno", path=sysconfig.get_path("scripts"))
-    report = folder.parent / "validation.json"
-    subprocess.run([command, "--format", "json", "-o", report, folder], check=False, capture_output=True)
-    issues = json.loads(report.read_text())["issues"]["issues"]
-    return [issue for issue in issues if issue["severity"] == "error"]
 
 
 def write_tree(out: Path, acquisition, entities) -> None:
@@ -165,8 +154,7 @@ def test_the_validator_is_heard(tmp_path, acquisition):
     out = tmp_path / "out"
     write_tree(out, acquisition, ENTITIES)
     (out / f"sub-01/ses-a/anat/{X}_localfield.nii.gz").write_bytes(b"")
-    codes = {issue["code"] for issue in validate(out)}
-    assert "NOT_INCLUDED" in codes, codes
+    assert "NOT_INCLUDED" in " ".join(validate(out))
 
 
 def test_two_reconstructions_do_not_share_a_field_map():
