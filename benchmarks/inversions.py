@@ -48,7 +48,7 @@ def main() -> None:
     parser.add_argument("--pictures", type=Path, metavar="PNG", help="also draw all maps side by side")
     parser.add_argument("--inputs", type=Path, metavar="FOLDER", help="keep what the recipe gives here, and use it again")
     parser.add_argument("--no-speed", action="store_true", help="leave out time and memory")
-    parser.set_defaults(threads=1, repeats=1)
+    parser.set_defaults(stage=None, threads=1, repeats=1)
     args = parser.parse_args()
     head = load(args.dataset, args.sub)
     with tempfile.TemporaryDirectory() as temporary:
@@ -67,7 +67,7 @@ def main() -> None:
 def accuracy(head: Head, methods: list[str], measured: dict[str, np.ndarray]) -> dict[str, list[np.ndarray]]:
     """Print scores from both inputs; return the maps of each method."""
     true = {"mask": head.stored["brain"], "field_error": np.ones(head.grid.shape, np.float32), "magnitude": head.magnitude}
-    true |= {name: head.stored[name] for name in ("local_field", "total_field")}
+    true |= {name: head.stored[name] for name in ("local_field", "total_field", "r2star")}
     maps: dict[str, list[np.ndarray]] = {name: [] for name in methods}
     counter = _Iterations()
     logger = logging.getLogger("qsmflow")

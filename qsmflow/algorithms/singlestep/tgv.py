@@ -62,7 +62,7 @@ def tgv(
     Returns
     -------
     ndarray, (X, Y, Z)
-        Susceptibility, ppm, 0 outside the mask.
+        Susceptibility, ppm, 0 outside the mask; without meaning in the peeled layers (Notes).
 
     Raises
     ------
@@ -73,8 +73,9 @@ def tgv(
     -----
     ``min 1/2 ||W psi||^2 + lambda ||grad chi - v||_1 + ratio lambda ||sym grad v||_1`` under ``lap psi = lap (D chi - f)``
     wherever all six neighbours are in the peeled mask: the background is harmonic and has no part in it, and psi is what is
-    left of the field after the harmonic field that fits best. The susceptibility is free outside the mask, so that the mask
-    keeps every voxel; its mean over the mask is set to 0.
+    left of the field after the harmonic field that fits best. The susceptibility is free outside the mask, and no voxel of the
+    mask is left out; but in the peeled layers nothing except the penalty acts, and the map is a nearly constant continuation
+    that says nothing of its own. Its mean over the mask is set to 0.
 
     As ``psi = D chi + h - f`` with a field h whose Laplacian is 0 there, the constraint is split off like the misfit: an
     iteration of ADMM is one division in k-space for chi and h and one step voxel by voxel for each split. The division takes
