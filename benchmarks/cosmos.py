@@ -47,7 +47,8 @@ def main() -> None:
     turned = conditioning([scene.directions[0]] * 4)  # about the main field, which does not move in the head
     rows = [[what, c.minimum, c.condition, str(c.poor)] for what, c in (("as below", found), ("turned about it", turned))]
     table("Positions of the head in the main field", ["positions", "smallest kernel", "condition number", "poor"], rows)
-    scene.compare("True local fields without noise", scene.clean, args.methods)
+    even = np.ones_like(scene.error)
+    scene.compare("True local fields without noise", scene.clean, args.methods, field_error=even)
     scene.compare(f"True local fields at SNR {_SNR}", scene.noisy(), args.methods)
     scene.compare(
         f"Total fields at SNR {_SNR}, background removed by `{args.background}`", scene.removed(args.background), args.methods
@@ -104,13 +105,16 @@ class Scene:
         context = self.head.context | {"voxel_size": self.voxel_size, "b0_dir": direction}
         return registry.apply(stage, name, arrays=known | arrays, context=context, parameters=parameters or {})
 
-    def compare(self, title: str, made: tuple[list[np.ndarray], list[np.ndarray]], methods: list[str]) -> None:
+    def compare(
+        self, title: str, made: tuple[list[np.ndarray], list[np.ndarray]], methods: list[str], field_error=None
+    ) -> None:
         """Print the errors of all orientations together and of each method with the first."""
         fields, masks = made
-        chi, _ = cosmos(fields, masks, self.directions, [self.error] * 4, voxel_size=self.voxel_size)
+        error = self.error if field_error is None else field_error
+        chi, _ = cosmos(fields, masks, self.directions, [error] * 4, voxel_size=self.voxel_size)
         rows = [["cosmos", *self.score(chi)]]
         for name in methods:
-            arrays = {"local_field": fields[0], "mask": masks[0]}
+            arrays = {"local_field": fields[0], "mask": masks[0], "field_error": error}
             rows.append([name, *self.score(self.apply("inversion", name, self.directions[0], **arrays)["chi"])])
         table(title, ["method", "NRMSE %", "NRMSE %, 3 voxels inside"], rows)
 
