@@ -1,15 +1,17 @@
 """Coil combination: its memory at full size, and how well coils match on a head with known truth; and the bipolar readout.
 
-    python benchmarks/coils.py memory [--coils 4 8 32] [--echoes 5] [--shape 192 224 160] [--methods NAME ...] [--folder PATH]
+    python benchmarks/coils.py memory [--coils 4 8 32] [--echoes 5] [--first 4] [--shape 192 224 160] [--methods NAME ...]
+        [--folder PATH]
     python benchmarks/coils.py head [DATASET] [--coils 16] [--variation 2 6] [--snr 100 15]
     python benchmarks/coils.py readout [DATASET]
 
 ``memory`` writes uncombined coils (a file per echo and part, 16 bit, uncompressed; ``4 * voxels * echoes * coils`` bytes,
-deleted at the end) and combines them in a process of its own, whose largest resident size it tells. ``head`` gives the images
-of the head smooth sensitivities whose phases vary by so many radians, and noise; it tells the matching quality, the phase
-residues of the first echo in the brain, and how far the total field is from that of the head's own images (half the range of
-the middle 68 %; noise counts, so the best possible combination is told too). ``readout`` tells what is found in the head's
-echoes as they are, and after a linear phase was added to the even ones.
+deleted at the end) and reference scans of half the resolution, and combines them in a process of its own, whose largest
+resident size it tells. ``aspire`` needs a first echo time (ms) of 5. ``head`` gives the images of the head smooth
+sensitivities whose phases vary by so many radians, and noise; it tells the matching quality, the phase residues of the first
+echo in the brain, and how far the total field is from that of the head's own images (half the range of the middle 68 %; noise
+counts, so the best possible combination is told too). ``readout`` tells what is found in the head's echoes as they are, and
+after a linear phase was added to the even ones.
 """
 
 from __future__ import annotations
@@ -30,8 +32,8 @@ from qsmflow.algorithms import simulation
 from qsmflow.algorithms.unwrap.romeo import residues
 from qsmflow.algorithms.unwrap.wrapping import wrap
 
-#: Field strength (T), first echo time and echo spacing (s) of the files that are written.
-B0, FIRST, SPACING = 3.0, 0.004, 0.005
+#: Field strength (T), echo spacing and echo time of the reference scans (s) of the files that are written.
+B0, SPACING, SHORT = 3.0, 0.005, 0.0008
 
 #: One combination in a process of its own; it tells its peak memory, its processor time and the matching in the object.
 _CHILD = """
@@ -39,7 +41,7 @@ import json, os, resource, sys, time
 import nibabel as nb, numpy as np
 from qsmflow.interfaces.combination import CombineCoils
 inputs = json.load(open(sys.argv[1]))
-volumes = {part: [tuple(volume) for volume in inputs.pop(part)] for part in ("magnitude", "phase")}
+volumes = {part: [tuple(volume) for volume in inputs.pop(part)] for part in list(inputs) if "magni" in part or "phase" in part}
 os.chdir(sys.argv[2])
 start = time.process_time()
 outputs = CombineCoils(**volumes, **inputs).run().outputs
@@ -51,8 +53,12 @@ print(json.dumps({"peak": peak, "seconds": seconds, "matching": float(matching[i
 """
 
 
-def write(folder: Path, shape: tuple[int, ...], coils: int, times: list[float]) -> dict[str, list]:
-    """Write the files, one coil at a time; the volumes as :class:`qsmflow.interfaces.combination.CombineCoils` takes them."""
+def write(folder: Path, shape: tuple[int, ...], coils: int, times: list[float], *, step: float, uniform: bool = False) -> dict:
+    """Write the files of a scan, one coil at a time; its volumes as :class:`qsmflow.interfaces.combination.CombineCoils` takes
+    them.
+
+    ``step`` is the voxel size (mm); a ``uniform`` scan has one coil that sees everything alike.
+    """
     axes = np.ix_(*(np.linspace(-1, 1, n) for n in shape))
     inside = sum(axis**2 for axis in axes) < 0.8
     field = 0.5 * simulation.smooth_variation(shape, seed=1)
@@ -63,10 +69,10 @@ def write(folder: Path, shape: tuple[int, ...], coils: int, times: list[float]) 
             header = nb.Nifti1Header()
             header.set_data_dtype(np.int16)
             header.set_data_shape((*shape, coils))
-            header.set_sform(np.eye(4), code=1)
+            header.set_sform(np.diag([step, step, step, 1]), code=1)
             header.set_data_offset(352)
             header["magic"] = b"n+1"
-            path = folder / f"{part}{echo}.nii"
+            path = folder / f"{part}{echo}_{times[0]}_{coils}.nii"
             path.write_bytes(header.binaryblock + bytes(4))
             files[part, echo] = path
     rng = np.random.default_rng(2)
@@ -74,10 +80,11 @@ def write(folder: Path, shape: tuple[int, ...], coils: int, times: list[float]) 
         angle = 2 * np.pi * coil / coils
         square = (axes[0] - 1.2 * np.cos(angle)) ** 2 + (axes[1] - 1.2 * np.sin(angle)) ** 2 + axes[2] ** 2
         turn = np.exp(1j * (coil + 3 * simulation.smooth_variation(shape, seed=coil + 5)), dtype=np.complex64)
+        received = 1 if uniform else turn / (1 + square).astype(np.float32)
         for echo in range(len(times)):
-            received = image[..., echo] * turn / (1 + square).astype(np.float32)
-            received += 5 * rng.standard_normal((*shape, 2), dtype=np.float32).view(np.complex64)[..., 0]
-            for part, values in (("magnitude", np.abs(received)), ("phase", np.angle(received) * (4095 / np.pi))):
+            noisy = image[..., echo] * received
+            noisy += 5 * rng.standard_normal((*shape, 2), dtype=np.float32).view(np.complex64)[..., 0]
+            for part, values in (("magnitude", np.abs(noisy)), ("phase", np.angle(noisy) * (4095 / np.pi))):
                 with files[part, echo].open("ab") as file:
                     file.write(np.rint(values).astype(np.int16).tobytes(order="F"))
     return {
@@ -88,16 +95,23 @@ def write(folder: Path, shape: tuple[int, ...], coils: int, times: list[float]) 
 
 def memory(options: argparse.Namespace) -> None:
     """Print a line per number of coils and method."""
-    times = [FIRST + SPACING * echo for echo in range(options.echoes)]
+    times = [options.first / 1000 + SPACING * echo for echo in range(options.echoes)]
+    half = tuple(n // 2 for n in options.shape)
     print("coils  echoes  method          peak GB  CPU s  matching %")
     for coils in options.coils:
         with tempfile.TemporaryDirectory(dir=options.folder) as place:
-            volumes = write(Path(place), tuple(options.shape), coils, times)
+            folder = Path(place)
+            volumes = write(folder, tuple(options.shape), coils, times, step=1.0)
+            scans = {
+                "roemer": write(folder, half, 1, [SHORT], step=2.0, uniform=True),
+                "composer": write(folder, half, coils, [SHORT], step=2.0),
+            }
             for method in options.methods:
                 parameters = registry.find("coils", method).merged()
                 inputs = {"algorithm": method, "parameters": parameters, "version": 1, "coils": coils, "echo_times": times}
-                told = Path(place, "inputs.json")
-                told.write_text(json.dumps({**inputs, **volumes}))
+                told = folder / "inputs.json"
+                reference = {f"reference_{part}": value for part, value in scans.get(method, {}).items()}
+                told.write_text(json.dumps({**inputs, **volumes, **reference}))
                 command = [sys.executable, "-c", _CHILD, str(told), place]
                 done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
                 result = json.loads(done.stdout.splitlines()[-1])
@@ -162,6 +176,7 @@ def main() -> None:
     command.set_defaults(run=memory)
     command.add_argument("--coils", type=int, nargs="+", default=[4, 8])
     command.add_argument("--echoes", type=int, default=5)
+    command.add_argument("--first", type=float, default=4.0, help="first echo time, ms; the others follow every 5 ms")
     command.add_argument("--shape", type=int, nargs=3, default=[192, 224, 160])
     command.add_argument("--methods", nargs="+", default=["mcpc3ds-coils"])
     command.add_argument("--folder", type=Path, help="where the files go (default: the system's temporary folder)")

@@ -47,7 +47,7 @@ def main() -> None:
     parser = argument_parser(__doc__)
     parser.add_argument("--threads", type=int, default=1, help="threads of the transforms and of every method")
     parser.add_argument("--repeats", type=int, default=3, help="measured runs of every method")
-    parser.add_argument("--stage", help="measure the methods of this stage alone")
+    parser.add_argument("--stage", nargs="+", help="measure the methods of these stages alone")
     parser.add_argument("--one", nargs=3, metavar=("STAGE", "METHOD", "FOLDER"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.one:
@@ -88,7 +88,7 @@ def measurements(
 ) -> Iterator[tuple[tuple[str, str], dict[str, float]]]:
     """(stage, method) and what was measured, each in a fresh process."""
     for stage, name in steps:
-        if args.stage not in (None, stage):
+        if args.stage and stage not in args.stage:
             continue
         command = [sys.executable, __file__, "--one", stage, name, folder]
         command += ["--threads", str(args.threads), "--repeats", str(args.repeats)]

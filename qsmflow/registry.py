@@ -219,9 +219,10 @@ ALGORITHMS = (
         "coils",
         "roemer",
         "combination:roemer",
-        ("roemer1990",),
+        ("roemer1990", "avants2011"),
         "The receive coils were combined by their sensitivities relative to a reference coil (Roemer), smoothed with a Gaussian"
-        " of {sigma} mm.",
+        " of {sigma} mm, after a rigid registration of the scan of that coil to the images with ANTs.",
+        version=2,
     ),
     Algorithm(
         "coils",

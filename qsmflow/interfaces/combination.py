@@ -5,16 +5,25 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import NamedTuple
 
 import numpy as np
 from nipype.interfaces.base import File, SimpleInterface, traits
 from scipy import ndimage
 
 from qsmflow import registry
+from qsmflow.algorithms.masking import threshold
 from qsmflow.algorithms.scaling import finite_range
 from qsmflow.interfaces import images
 from qsmflow.interfaces.base import StageInputSpec
 from qsmflow.interfaces.inputs import PARTS, LoadAcquisitionInputSpec, LoadAcquisitionOutputSpec, Source, volumes
+from qsmflow.interfaces.registration import head_motion
+
+#: What a head can move in its coil: shift (mm) and turn (degrees).
+_FARTHEST, _STEEPEST = 30.0, 20.0
+
+#: Below this shift (mm) and turn (degrees) a head has not moved.
+_STILL = 1.0
 
 
 class CombineCoilsInputSpec(StageInputSpec, LoadAcquisitionInputSpec):
@@ -36,8 +45,9 @@ class CombineCoils(SimpleInterface):
     """Read uncombined coils and combine them; what :class:`qsmflow.interfaces.inputs.LoadAcquisition` does for combined images.
 
     Phase is brought to radians and slice chopping is undone as there. Files of several volumes that are compressed are unpacked
-    for the time of the run, because volumes cannot be picked from them. The reference scan is resampled to the grid of the
-    images by the headers of both: it is not registered.
+    for the time of the run, because volumes cannot be picked from them. A reference scan is resampled to the grid of the
+    images. A scan of one coil tells about the head, and follows it (:func:`reference_motion`). A scan of all coils tells about
+    these, which stay where they are when the head moves, so that it is placed by the headers.
     """
 
     input_spec = CombineCoilsInputSpec
@@ -51,16 +61,19 @@ class CombineCoils(SimpleInterface):
             signal = CoilImages(parts, inputs.coils, units=inputs.phase_units, **shared)
             arrays = {"signal": signal}
             reference = {part: getattr(inputs, f"reference_{part}") for part in PARTS}
+            told = Told([], [])
             if any(reference.values()):
                 count = len(next(filter(None, reference.values())))
                 given = CoilImages(reference, count, units=inputs.reference_units, **shared)
-                arrays["reference"] = Resampled(given, signal.source.grid)
+                motion, told = reference_motion(given, signal, Path(space)) if count == 1 else (np.eye(4), told)
+                arrays["reference"] = Resampled(given, signal.source.grid, motion)
             context = {"voxel_size": signal.source.grid.voxel_size, "echo_times": inputs.echo_times}
             results = registry.apply("coils", inputs.algorithm, arrays=arrays, context=context, parameters=inputs.parameters)
         results["magnitude"][signal.source.invalid] = 0
         for name, value in results.items():
             self._results[name] = images.write(folder / f"{name}.nii", value, signal.source.grid)
-        self._results["report"] = signal.source.report()
+        report = signal.source.report()
+        self._results["report"] = report | {key: report[key] + value for key, value in told._asdict().items()}
         return runtime
 
 
@@ -103,16 +116,65 @@ class CoilImages:
 
 
 class Resampled:
-    """The first echo of complex coil images on another grid, (X, Y, Z, C): ``resampled[..., c]`` gives one of them."""
+    """The first echo of complex coil images on another grid, (X, Y, Z, C): ``resampled[..., c]`` gives one of them.
 
-    def __init__(self, coil_images: CoilImages, grid: images.Grid):
-        self.images, self.grid = coil_images, grid
+    ``motion`` takes points of the grid to those of the images, mm. Real and imaginary part are interpolated, never the phase.
+    """
+
+    def __init__(self, coil_images: CoilImages, grid: images.Grid, motion: np.ndarray):
+        self.images, self.grid, self.motion = coil_images, grid, motion
         self.shape = (*grid.shape, coil_images.shape[4])
 
     def __getitem__(self, key: tuple) -> np.ndarray:
         _, coil = key
         image, own = self.images[..., 0, coil], self.images.source.grid
-        if own.matches(self.grid):
+        there = images.Grid(self.grid.shape, self.motion @ self.grid.affine)
+        if own.matches(there):
             return image
-        transform = np.linalg.inv(own.affine) @ self.grid.affine
+        transform = np.linalg.inv(own.affine) @ there.affine
         return ndimage.affine_transform(image, transform, output_shape=self.grid.shape, order=1)
+
+
+class Told(NamedTuple):
+    """What a user should know: notices, and warnings with ``what`` and ``remedy``."""
+
+    notices: list[str]
+    warnings: list[dict[str, str]]
+
+
+def reference_motion(reference: CoilImages, signal: CoilImages, folder: Path) -> tuple[np.ndarray, Told]:
+    """How the head moved between the images and the scan of a reference coil, and what is to be said about it.
+
+    Parameters
+    ----------
+    reference, signal : CoilImages
+        The reference scan and the images; the first echo of each is compared, of all coils their sum of squares.
+    folder : Path
+        Where ANTs may write.
+
+    Returns
+    -------
+    matrix : ndarray, (4, 4)
+        From points of the images to those of the reference, mm; the identity (what the headers say) where the registration
+        finds more than a head can move in its coil, or nothing that matches better.
+    told : Told
+        Notices and warnings.
+    """
+    grid = signal.source.grid
+    power = np.zeros(grid.shape, np.float32)
+    for coil in range(signal.shape[4]):
+        power += signal.source.magnitude(coil) ** 2
+    magnitude = np.sqrt(power)
+    head = threshold(magnitude[..., np.newaxis], voxel_size=grid.voxel_size)
+    found = head_motion(reference.source.magnitude(0), reference.source.grid, magnitude, grid, head, folder)
+    way = f"{found.shift:.1f} mm and {found.turn:.1f} degrees"
+    if found.shift > _FARTHEST or found.turn > _STEEPEST:
+        problem = f"the registration of the reference scan of the coils found {way}, more than a head can move in its coil"
+    elif found.gain > 0:
+        return found.matrix, Told([f"the reference scan of the coils was registered: the head had moved by {way}"], [])
+    elif max(found.shift, found.turn) < _STILL:
+        return np.eye(4), Told(["the reference scan of the coils was placed by the headers: the head had not moved"], [])
+    else:
+        problem = f"the registration of the reference scan of the coils found {way}, which match worse than the headers"
+    remedy = "it was placed by the headers; check that it shows the same head, or combine without a reference (--coils)"
+    return np.eye(4), Told([], [{"what": problem, "remedy": remedy}])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from nipype.interfaces.base import BaseInterfaceInputSpec, File, SimpleInterface, TraitedSpec, isdefined, traits
@@ -84,15 +85,7 @@ class Register(SimpleInterface):
     def _run_interface(self, runtime):
         ants, folder = _ants(), Path(runtime.cwd)
         moving, fixed, metric_mask = self._images()
-        found = ants.registration(
-            _coarse(fixed),
-            moving,
-            type_of_transform=self.inputs.kind,
-            mask=metric_mask,
-            reg_iterations=(40, 20),
-            outprefix=str(folder / "transform_"),
-            **_LINEAR,
-        )
+        found = _registered(moving, fixed, metric_mask, folder, type_of_transform=self.inputs.kind)
         forward, inverse = found["fwdtransforms"], found["invtransforms"]
         warped = ants.apply_transforms(fixed, moving, forward)
         if isdefined(self.inputs.focus):
@@ -116,9 +109,78 @@ class Register(SimpleInterface):
         if not isdefined(inputs.fixed_mask):
             return moving, _read(inputs.fixed), None
         fixed = _brain(inputs.fixed, None if inputs.kind == "Rigid" else inputs.fixed_mask)
-        grid = images.read_grid(inputs.fixed_mask)
-        near = dilate(images.read(inputs.fixed_mask, bool), _RIM, grid.voxel_size)
-        return moving, fixed, _coarse(_image(near.astype(np.float32), grid))
+        return moving, fixed, _near(images.read(inputs.fixed_mask, bool), images.read_grid(inputs.fixed_mask))
+
+
+class Motion(NamedTuple):
+    """How a head lies in one image, seen from another.
+
+    ``matrix`` takes points of the fixed image to the moving one (RAS, mm); ``shift`` (mm) is the way of the mask's centre and
+    ``turn`` (degrees) the angle; ``gain`` (nat) is what the mutual information wins over that of the images as they lie.
+    """
+
+    matrix: np.ndarray
+    shift: float
+    turn: float
+    gain: float
+
+
+def head_motion(
+    moving: np.ndarray, moving_grid: images.Grid, fixed: np.ndarray, fixed_grid: images.Grid, mask: np.ndarray, folder: Path
+) -> Motion:
+    """Find the motion of a head between two images by a rigid registration that starts from where the headers put them.
+
+    Parameters
+    ----------
+    moving, fixed : ndarray
+        Magnitudes, (X, Y, Z).
+    moving_grid, fixed_grid : Grid
+        Their grids.
+    mask : ndarray of bool
+        The head in the fixed image.
+    folder : Path
+        Where ANTs may write.
+
+    Returns
+    -------
+    Motion
+        From the fixed to the moving image.
+    """
+    ants = _ants()
+    fixed, moving, near = _image(fixed, fixed_grid), _image(moving, moving_grid), _near(mask, fixed_grid)
+    found = _registered(moving, fixed, near, folder, type_of_transform="Rigid", initial_transform="Identity")["fwdtransforms"]
+    coarse = _coarse(fixed)
+
+    def similarity(transforms: list[str]) -> float:
+        moved = ants.apply_transforms(coarse, moving, transforms)
+        return -float(ants.image_similarity(coarse, moved, "MattesMutualInformation", fixed_mask=near))
+
+    matrix = _matrix(ants.read_transform(found[0]))
+    centre = fixed_grid.affine @ [*np.argwhere(mask).mean(axis=0), 1]
+    return Motion(
+        matrix,
+        shift=float(np.linalg.norm(matrix @ centre - centre)),
+        turn=float(np.degrees(np.arccos(np.clip((np.trace(matrix[:3, :3]) - 1) / 2, -1, 1)))),
+        gain=similarity(found) - similarity([]),
+    )
+
+
+def _registered(moving, fixed, near, folder: Path, **settings) -> dict:
+    """Register ``moving`` to the coarse ``fixed``, compared in ``near`` (None: everywhere)."""
+    return _ants().registration(
+        _coarse(fixed),
+        moving,
+        mask=near,
+        reg_iterations=(40, 20),
+        outprefix=str(folder / "transform_"),
+        **_LINEAR,
+        **settings,
+    )
+
+
+def _near(mask: np.ndarray, grid: images.Grid):
+    """The mask and a rim around it, on the coarse grid."""
+    return _coarse(_image(dilate(mask, _RIM, grid.voxel_size).astype(np.float32), grid))
 
 
 def _coarse(image):
@@ -231,14 +293,22 @@ class AlignOrientation(SimpleInterface):
 def _turned_field(transform, grid: images.Grid) -> list[float]:
     """The scanner's z axis, carried with the head, in voxel axes of ``grid``.
 
-    ANTs' transform takes points of the fixed image to the moving one, ``x -> R x + t``. In the head's position of the fixed
-    image the field that the moving one lay in has the direction ``R^T z``.
+    The transform takes points of the fixed image to the moving one, ``x -> R x + t``. In the head's position of the fixed image
+    the field that the moving one lay in has the direction ``R^T z``.
     """
-    origin = np.array(transform.apply_to_point((0.0, 0.0, 0.0)))
-    rotation = np.stack([np.array(transform.apply_to_point(tuple(axis))) - origin for axis in np.eye(3)], axis=1)
-    direction = np.diag([-1.0, -1.0, 1.0]) @ rotation.T @ (0, 0, 1)  # ITK's axes to NIfTI's
+    direction = _matrix(transform)[:3, :3].T @ (0, 0, 1)
     direction = (grid.affine[:3, :3] / grid.voxel_size).T @ direction
     return [float(b) for b in direction / np.linalg.norm(direction)]
+
+
+def _matrix(transform) -> np.ndarray:
+    """A rigid transform of ANTs, from points of the fixed image to the moving one, as a matrix in NIfTI's axes."""
+    matrix = np.eye(4)
+    matrix[:3, 3] = transform.apply_to_point((0.0, 0.0, 0.0))
+    points = [transform.apply_to_point(tuple(axis)) for axis in np.eye(3)]
+    matrix[:3, :3] = np.transpose(points) - matrix[:3, 3:]
+    flip = np.diag([-1.0, -1.0, 1.0, 1.0])  # ITK's axes to NIfTI's
+    return flip @ matrix @ flip
 
 
 def _ants():
