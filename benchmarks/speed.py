@@ -61,23 +61,27 @@ def main() -> None:
         # Coil combination has uncombined data of its own: benchmarks/coils.py.
         steps = [(row.stage, row.name) for row in registry.ALGORITHMS if row.stage != "coils"]
         steps += [helper[:2] for helper in _HELPERS]
-        report(head, recipe, dict(measurements(args, folder, steps)), args.threads)
+        report(head, recipe, measurements(args, folder, steps), args.threads)
 
 
 def prepare(head: Head, recipe: Recipe, folder: Path) -> None:
-    """Run the recipe and keep in ``folder`` what each stage gets."""
+    """Run the recipe and keep in ``folder`` what each stage gets; weighted images are made of its results."""
+
+    def save(stage, arrays):
+        (folder / stage).mkdir(parents=True)
+        wanted = {key for row in registry.ALGORITHMS if row.stage == stage for key in row.arrays} | {"phase", "magnitude"}
+        if stage == "mask":
+            wanted |= {"masks"}
+        for key in wanted & set(arrays):
+            np.save(folder / stage / f"{key}.npy", np.asarray(arrays[key]))
 
     def keep(stage, name, *, arrays, context, parameters):
         if not (folder / stage).exists():
-            (folder / stage).mkdir(parents=True)
-            wanted = {key for row in registry.ALGORITHMS if row.stage == stage for key in row.arrays} | {"phase", "magnitude"}
-            if stage == "mask":
-                wanted |= {"masks"}
-            for key in wanted & set(arrays):
-                np.save(folder / stage / f"{key}.npy", np.asarray(arrays[key]))
+            save(stage, arrays)
         return apply_step(stage, name, arrays=arrays, context=context, parameters=parameters)
 
     made = run(recipe, head, keep)
+    save("swi", made | {"mask": made["field_mask"]})
     np.save(folder / "reference/region.npy", head.aligned["nuclei"] > 0)
     np.save(folder / "mask/masks.npy", np.stack([made["mask"], head.magnitude[..., 0] > 0]))
     (folder / "context.json").write_text(json.dumps({key: np.asarray(v).tolist() for key, v in head.context.items()}))
@@ -153,17 +157,19 @@ def _status(key: str) -> int:
     return 1024 * int(line.split()[1])
 
 
-def report(head: Head, recipe: Recipe, found: dict[tuple[str, str], dict[str, float]], threads: int) -> None:
-    """The table of all steps and the sum of the recipe."""
+def report(head: Head, recipe: Recipe, measured: Iterable[tuple[tuple[str, str], dict[str, float]]], threads: int) -> None:
+    """The table of all steps, line by line as they are measured, and the sum of the recipe."""
     shape = fourier.padded_shape(head.grid.shape)
-    unit = float(np.median([values["unit"] for values in found.values()]))
     what = f"volume {'x'.join(map(str, head.grid.shape))} padded to {'x'.join(map(str, shape))}, {threads} thread(s)"
-    print(f"# Speed on {head.name}: {what}, one transform {1000 * unit:.1f} ms\n")
+    print(f"# Speed on {head.name}: {what}\n")
     print("| stage | method | transforms | spread | seconds | peak memory, volumes |")
     print("| --- | --- | --- | --- | --- | --- |")
-    for (stage, name), values in found.items():
+    found = {}
+    for (stage, name), values in measured:
         numbers = f"{values['transforms']:.0f} | {values['spread']:.0%} | {values['seconds']:.2f} | {values['volumes']:.1f}"
-        print(f"| {stage} | {name} | {numbers} |")
+        print(f"| {stage} | {name} | {numbers} |", flush=True)
+        found[stage, name] = values
+    print(f"\nOne transform: {1000 * np.median([values['unit'] for values in found.values()]):.1f} ms.")
     if not found.keys() >= {*recipe.methods, *(helper[:2] for helper in _HELPERS)} - {("coils", recipe.coils)}:
         return
     methods = [(stage, name, 1) for stage, name in recipe.methods if stage not in ("coils", "relaxometry")]

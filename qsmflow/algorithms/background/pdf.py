@@ -136,7 +136,7 @@ def outer_sources(
     def from_field(weighed):
         """The adjoint, from the weighted field to the sources."""
         sources = fourier.convolve_onto(weighed, kernel, shape)
-        sources[corner][inside] = 0
+        np.copyto(sources[corner], 0, where=inside)
         return sources
 
     def normal(sources):

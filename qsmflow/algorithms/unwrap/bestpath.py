@@ -9,7 +9,7 @@ from numba import njit
 
 from qsmflow.algorithms.unwrap.echoes import unwrap_each
 from qsmflow.algorithms.unwrap.edges import strides
-from qsmflow.algorithms.unwrap.growth import label_parts, shifts
+from qsmflow.algorithms.unwrap.growth import label_parts, settle
 from qsmflow.algorithms.unwrap.wrapping import TWO_PI, wrapped
 
 #: Steps to one of each pair of opposite neighbours among the 26.
@@ -65,13 +65,17 @@ def bestpath(phase: np.ndarray, mask: np.ndarray, *, echo_times: Sequence[float]
     def spatial(e: int) -> np.ndarray:
         volume = np.ascontiguousarray(phase[..., e], dtype=np.float32)
         reliable = _reliability(volume, mask, _DIRECTIONS).reshape(-1)
-        edges, sums = _edges(reliable, mask.reshape(-1), mask.shape, strides(mask.shape))
-        order = edges[np.argsort(-sums, kind="stable")]
-        turns = _join(volume.reshape(-1), order, strides(mask.shape))
+        edges = np.empty(3 * np.count_nonzero(mask), np.int32 if 3 * mask.size < 2**31 else np.int64)
+        edges, costs = _edges(reliable, mask.reshape(-1), mask.shape, strides(mask.shape), edges)
+        del reliable
+        edges = edges[np.argsort(costs, kind="stable")]
+        del costs
+        turns = _join(volume.reshape(-1), edges, strides(mask.shape))
         turns[labels == 0] = 0
-        return turns - shifts(volume.reshape(-1), turns, labels, count)
+        settle(volume.reshape(-1), turns, labels, count)
+        return turns
 
-    return unwrap_each(phase, np.ones(phase.shape, np.float32), spatial, parts, 0, echo_times)
+    return unwrap_each(phase, np.broadcast_to(np.float32(1), phase.shape), spatial, parts, 0, echo_times)
 
 
 @njit(cache=True)
@@ -97,12 +101,11 @@ def _reliability(phase, mask, directions):
 
 
 @njit(cache=True)
-def _edges(reliability, mask, shape, steps):
-    """Edges inside the mask (three times the voxel plus the axis) and the sum of their voxels' reliability."""
+def _edges(reliability, mask, shape, steps, edges):
+    """Edges inside the mask (three times the voxel plus the axis) and the negative sum of their voxels' reliability."""
     nx, ny, nz = shape
     size = 0
-    edges = np.empty(3 * mask.sum(), np.int64)
-    sums = np.empty(edges.size, np.float32)
+    costs = np.empty(edges.size, np.float32)
     for i in range(mask.size):
         if not mask[i]:
             continue
@@ -110,9 +113,9 @@ def _edges(reliability, mask, shape, steps):
         for axis in range(3):
             if room[axis] and mask[i + steps[axis]]:
                 edges[size] = 3 * i + axis
-                sums[size] = reliability[i] + reliability[i + steps[axis]]
+                costs[size] = -(reliability[i] + reliability[i + steps[axis]])
                 size += 1
-    return edges[:size], sums[:size]
+    return edges[:size], costs[:size]
 
 
 @njit(cache=True)
@@ -134,7 +137,7 @@ def _root(parent, offset, voxel):
 @njit(cache=True)
 def _join(phase, edges, steps):
     """Turns of every voxel relative to its group's root after joining along all edges in order."""
-    parent = np.arange(phase.size)
+    parent = np.arange(phase.size).astype(edges.dtype)
     offset = np.zeros(phase.size, np.int32)
     size = np.ones(phase.size, np.int32)
     for edge in edges:
@@ -147,7 +150,6 @@ def _join(phase, edges, steps):
             one, two, lacking = two, one, -lacking
         parent[two], offset[two] = one, lacking
         size[one] += size[two]
-    turns = np.empty(phase.size, np.int32)
     for i in range(phase.size):
-        turns[i] = _root(parent, offset, i)[1]
-    return turns
+        _root(parent, offset, i)  # after which every offset is relative to the root
+    return offset

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 from numba import njit
 
-from qsmflow.algorithms.unwrap.growth import shifts
+from qsmflow.algorithms.unwrap.growth import settle
 from qsmflow.algorithms.unwrap.wrapping import TWO_PI
 
 #: The turns tried for a disconnected part, nearest first, and the share of the greatest possible agreement that must be gained.
@@ -32,9 +32,15 @@ def outwards(start: int, echoes: int) -> Iterator[tuple[int, int]]:
     yield from ((e, e + 1) for e in range(start - 1, -1, -1))
 
 
-def add_turns(phase: np.ndarray, e: int, turns: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """One echo plus whole turns, 0 outside the parts; (X, Y, Z), float32."""
-    return np.where(labels > 0, flat(phase, e) + TWO_PI * turns, 0).reshape(phase.shape[:3])
+def add_turns(result: np.ndarray, phase: np.ndarray, e: int, turns: np.ndarray, labels: np.ndarray) -> None:
+    """Write one echo plus whole turns to ``result``, (X, Y, Z, E) in C order, 0 outside the parts."""
+    _add_turns(result.reshape(-1, result.shape[3]), flat(phase, e), e, turns, labels)
+
+
+@njit(cache=True)
+def _add_turns(result, wave, e, turns, labels):
+    for i in range(wave.size):
+        result[i, e] = wave[i] + TWO_PI * turns[i] if labels[i] > 0 else 0.0
 
 
 def unwrap_each(
@@ -52,7 +58,7 @@ def unwrap_each(
     phase, weight : ndarray
         Wrapped phase and its weights (magnitudes), (X, Y, Z, E).
     spatial : callable
-        Gives the turns that unwrap an echo in space, flat, by its index.
+        Gives the turns that unwrap an echo in space, flat, by its index; they are changed.
     parts : tuple
         What :func:`qsmflow.algorithms.unwrap.growth.label_parts` gives.
     start : int
@@ -68,13 +74,12 @@ def unwrap_each(
     labels, count = parts
     result = np.zeros(phase.shape, np.float32)
     turns = spatial(start)
-    turns = turns + agreeing_turns(phase, weight, turns, parts, start, echo_times)[labels]
-    result[..., start] = add_turns(phase, start, turns, labels)
+    turns += agreeing_turns(phase, weight, turns, parts, start, echo_times)[labels]
+    add_turns(result, phase, start, turns, labels)
     for e, near in outwards(start, phase.shape[3]):
         turns = spatial(e)
-        predicted = flat(result, near) * (echo_times[e] / echo_times[near])
-        turns = turns - shifts(flat(phase, e), turns, labels, count, predicted)
-        result[..., e] = add_turns(phase, e, turns, labels)
+        settle(flat(phase, e), turns, labels, count, flat(result, near), echo_times[e] / echo_times[near])
+        add_turns(result, phase, e, turns, labels)
     return result
 
 

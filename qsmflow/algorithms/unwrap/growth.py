@@ -81,7 +81,8 @@ def unwrap_volume(
     turns, region, regions = _grow(wave, bins, candidates, starts, _empty_stack(bins), steps, seeds, addition)
     if regions > count:
         turns += merge_turns(wave, turns, bins, region, regions, steps)[region]
-    return turns - shifts(wave, turns, labels, count)
+    settle(wave, turns, labels, count)
+    return turns
 
 
 def regrow(phase: np.ndarray, turns: np.ndarray, bins: np.ndarray, kept: np.ndarray, steps: tuple[int, int, int]) -> np.ndarray:
@@ -90,7 +91,7 @@ def regrow(phase: np.ndarray, turns: np.ndarray, bins: np.ndarray, kept: np.ndar
     Parameters
     ----------
     phase, turns, kept : ndarray
-        Wrapped phase (rad, float32), turns (int32) and whether they are certain (bool), flat in C order.
+        Wrapped phase (rad, float32), turns (int32, left alone) and whether they are certain (bool), flat in C order.
     bins : ndarray of uint8
         What :func:`qsmflow.algorithms.unwrap.edges.edge_bins` gives for the phase.
     steps : tuple of int
@@ -108,7 +109,7 @@ def regrow(phase: np.ndarray, turns: np.ndarray, bins: np.ndarray, kept: np.ndar
     >>> regrow(phase.ravel(), np.array([0, 0, 1, 1], np.int32), bins, np.array([1, 1, 0, 0], bool), (1, 1, 1)).tolist()
     [0, 0, 0, 0]
     """
-    return _regrow(phase, turns.astype(np.int32), bins, kept, _empty_stack(bins), steps)
+    return _regrow(phase, turns.copy(), bins, kept, _empty_stack(bins), steps)
 
 
 def _empty_stack(bins: np.ndarray) -> np.ndarray:
@@ -126,21 +127,20 @@ def _candidates(labels: np.ndarray, bins: np.ndarray, count: int, seeds: int) ->
     return inside[order], np.searchsorted(parts[order], np.arange(1, count + 2))
 
 
-def shifts(
-    phase: np.ndarray, turns: np.ndarray, labels: np.ndarray, count: int, predicted: np.ndarray | float = 0.0
-) -> np.ndarray:
-    """For every voxel, the turns by which its part lies above the prediction: the part's median (flat arrays)."""
-    high = np.rint((phase + TWO_PI * turns - predicted) / TWO_PI).astype(np.int32)
-    return _part_medians(high, labels, count)[labels]
+def settle(
+    phase: np.ndarray, turns: np.ndarray, labels: np.ndarray, count: int, near: np.ndarray | None = None, ratio: float = 0.0
+) -> None:
+    """Take from the turns of every part, in place, those by which its median lies above ``ratio`` times ``near`` (flat arrays)."""
+    _settle(phase, turns, labels, count, phase if near is None else near, np.float32(ratio))
 
 
 @njit(cache=True)
-def _part_medians(values, labels, count):
-    """Median of the integers in every part; entry 0 (outside) is 0."""
+def _settle(phase, turns, labels, count, near, ratio):
     histogram = np.zeros((count + 1, 2 * _LIMIT + 1), np.int32)
     for i in range(labels.size):
         if labels[i] > 0:
-            histogram[labels[i], min(max(values[i], -_LIMIT), _LIMIT) + _LIMIT] += 1
+            above = int(np.rint((phase[i] + TWO_PI * turns[i] - near[i] * ratio) / TWO_PI))
+            histogram[labels[i], min(max(above, -_LIMIT), _LIMIT) + _LIMIT] += 1
     medians = np.zeros(count + 1, np.int32)
     for part in range(1, count + 1):
         half, running = histogram[part].sum() / 2, 0
@@ -149,7 +149,8 @@ def _part_medians(values, labels, count):
             if running >= half:
                 medians[part] = k - _LIMIT
                 break
-    return medians
+    for i in range(labels.size):
+        turns[i] -= medians[labels[i]]
 
 
 @njit(cache=True)
@@ -289,7 +290,6 @@ def _regrow(phase, turns, bins, kept, stack, steps):
     starts = _first_free(bins)
     tops = starts[:256].copy()
     region = kept.astype(np.int32)
-    turns = turns.copy()
     lowest = 256
     for i in range(phase.size):
         if kept[i]:

@@ -125,20 +125,21 @@ def romeo(
         return unwrap_each(phase, magnitude, spatial, parts, start, echo_times)
     labels, result = parts[0], np.zeros(phase.shape, np.float32)
     turns = spatial(start)
-    turns = turns + agreeing_turns(phase, magnitude, turns, parts, start, echo_times)[labels]
-    result[..., start] = add_turns(phase, start, turns, labels)
+    turns += agreeing_turns(phase, magnitude, turns, parts, start, echo_times)[labels]
+    add_turns(result, phase, start, turns, labels)
     for e, near in outwards(start, echoes):
         ratio = echo_times[e] / echo_times[near]
-        turns = np.rint((flat(result, near) * ratio - flat(phase, e)) / TWO_PI)
-        result[..., e] = add_turns(phase, e, turns, labels)
+        turns = np.rint((flat(result, near) * ratio - flat(phase, e)) / TWO_PI).astype(np.int32)
+        add_turns(result, phase, e, turns, labels)
         if uncertain > 0:
             # Halved, a step of one turn between neighbours is a step of pi: the least coherent one.
             halves = {"second": result[..., near] / 2, "ratio": ratio}
-            after = edges.edge_bins(result[..., e] / 2, magnitude[..., e], mask, weights="romeo3", **halves)
+            bins = edges.edge_bins(result[..., e] / 2, magnitude[..., e], mask, weights="romeo3", **halves)
+            del halves
             steps = edges.strides(mask.shape)
-            kept = (edges.voxel_quality(after, steps) > uncertain) & (labels > 0)
+            kept = (edges.voxel_quality(bins, steps) > uncertain) & (labels > 0)
             bins = edges.edge_bins(phase[..., e], magnitude[..., e], mask, weights=weights, **against(e))
-            result[..., e] = add_turns(phase, e, regrow(flat(phase, e), turns, bins, kept, steps), labels)
+            add_turns(result, phase, e, regrow(flat(phase, e), turns, bins, kept, steps), labels)
     return result
 
 
