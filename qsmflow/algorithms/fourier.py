@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import scipy.fft
+from numba import njit, prange
 
 AXES = (0, 1, 2)
 
@@ -71,8 +72,18 @@ def convolve_onto(
 ) -> np.ndarray:
     """The same, given on another part of the grid: cropped to ``crop``, or all of it."""
     product = rfftn(volume, shape)
-    product *= spectrum
+    _multiply(product, spectrum)
     return irfftn(product, shape, crop, overwrite=True)
+
+
+@njit(parallel=True, cache=True)
+def _multiply(product, spectrum):
+    """``product *= spectrum``, which NumPy does three times slower for a real ``spectrum``."""
+    nx, ny, nz = product.shape
+    for i in prange(nx):
+        for j in range(ny):
+            for k in range(nz):
+                product[i, j, k] *= spectrum[i, j, k]
 
 
 def frequencies(shape: Sequence[int], voxel_size: Sequence[float], half: bool = True) -> list[np.ndarray]:

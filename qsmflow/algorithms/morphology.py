@@ -1,13 +1,12 @@
-"""Binary morphology in millimetres, by distance transforms."""
+"""Binary morphology in millimetres."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import numpy as np
+from numba import njit, prange
 from scipy import ndimage as ndi
-
-_BEYOND = 1e6
 
 
 def dilate(mask: np.ndarray, radius: float, voxel_size: Sequence[float]) -> np.ndarray:
@@ -18,7 +17,7 @@ def dilate(mask: np.ndarray, radius: float, voxel_size: Sequence[float]) -> np.n
     >>> dilate(np.array([[[0, 0, 1, 0, 0]]], bool), 2, (1, 1, 2)).astype(int)
     array([[[0, 1, 1, 1, 0]]])
     """
-    return _distance(~mask, voxel_size) <= radius
+    return _near(mask, radius, voxel_size)
 
 
 def erode(mask: np.ndarray, radius: float, voxel_size: Sequence[float]) -> np.ndarray:
@@ -29,7 +28,7 @@ def erode(mask: np.ndarray, radius: float, voxel_size: Sequence[float]) -> np.nd
     >>> erode(np.array([[[0, 1, 1, 1, 0]]], bool), 1, (1, 1, 1)).astype(int)
     array([[[0, 0, 1, 0, 0]]])
     """
-    return _distance(mask, voxel_size) > radius
+    return ~_near(~mask, radius, voxel_size)
 
 
 def close(mask: np.ndarray, radius: float, voxel_size: Sequence[float]) -> np.ndarray:
@@ -94,8 +93,46 @@ def fill(mask: np.ndarray, most: int) -> np.ndarray:
     return mask | small[holes]
 
 
-def _distance(mask: np.ndarray, voxel_size: Sequence[float]) -> np.ndarray:
-    """Distance of each voxel of ``mask`` to the nearest voxel outside it, mm; 0 outside."""
-    if mask.all():
-        return np.full(mask.shape, _BEYOND)
-    return ndi.distance_transform_edt(mask, sampling=voxel_size)
+def _near(mask: np.ndarray, radius: float, voxel_size: Sequence[float]) -> np.ndarray:
+    """Voxels with one of the mask within ``radius`` mm; axis by axis, so that a radius of n voxels costs 3 n steps."""
+    squares = np.empty(mask.shape)
+    sizes = np.array([float(h) for h in voxel_size])
+    reach = np.array([int(np.ceil(radius / h)) for h in sizes])
+    _within_planes(np.ascontiguousarray(mask, dtype=bool), squares, sizes, reach)
+    return _across_planes(squares, sizes[0], reach[0], float(radius))
+
+
+@njit(parallel=True, cache=True)
+def _within_planes(mask, squares, sizes, reach):
+    """Squared distance to the nearest voxel of the mask in the same plane of the first axis, mm2; infinite beyond reach."""
+    nx, ny, nz = mask.shape
+    for i in prange(nx):
+        lines = np.full((ny, nz), np.inf)
+        for j in range(ny):
+            for k in range(nz):
+                for n in range(max(0, k - reach[2]), min(nz, k + reach[2] + 1)):
+                    if mask[i, j, n]:
+                        lines[j, k] = min(lines[j, k], ((n - k) * sizes[2]) ** 2)
+        squares[i] = lines
+        for j in range(ny):
+            for n in range(max(0, j - reach[1]), min(ny, j + reach[1] + 1)):
+                away = ((n - j) * sizes[1]) ** 2
+                for k in range(nz):
+                    squares[i, j, k] = min(squares[i, j, k], lines[n, k] + away)
+
+
+@njit(parallel=True, cache=True)
+def _across_planes(squares, size, reach, radius):
+    """Where the nearest voxel of the mask in any plane is within the radius."""
+    nx, ny, nz = squares.shape
+    result = np.empty(squares.shape, np.bool_)
+    for i in prange(nx):
+        for j in range(ny):
+            nearest = squares[i, j].copy()
+            for n in range(max(0, i - reach), min(nx, i + reach + 1)):
+                away = ((n - i) * size) ** 2
+                for k in range(nz):
+                    nearest[k] = min(nearest[k], squares[n, j, k] + away)
+            for k in range(nz):
+                result[i, j, k] = np.sqrt(nearest[k]) <= radius
+    return result

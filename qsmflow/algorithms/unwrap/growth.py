@@ -130,7 +130,7 @@ def _candidates(labels: np.ndarray, bins: np.ndarray, count: int, seeds: int) ->
 def settle(
     phase: np.ndarray, turns: np.ndarray, labels: np.ndarray, count: int, near: np.ndarray | None = None, ratio: float = 0.0
 ) -> None:
-    """Take from the turns of every part, in place, those by which its median lies above ``ratio`` times ``near`` (flat arrays)."""
+    """Take from the turns of every part those by which its median lies above ``ratio`` times ``near``; flat, in place."""
     _settle(phase, turns, labels, count, phase if near is None else near, np.float32(ratio))
 
 
