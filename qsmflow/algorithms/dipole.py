@@ -68,9 +68,14 @@ def dipole_kernel(
     axes = [a * n * h * h for a, n, h in zip(fourier.frequencies(shape, voxel_size, False), shape, voxel_size, strict=True)]
     along, square = _along(axes, shape, b0_dir), sum(a * a for a in axes)
     square[0, 0, 0] = 1
-    green = 3 * math.prod(voxel_size) / (4 * math.pi) * along
-    green -= math.prod(voxel_size) / (4 * math.pi) * square
-    green /= square * square * np.sqrt(square)  # much faster than the power of 2.5
+    green = along
+    green *= 3
+    green -= square
+    fifth = np.sqrt(square)  # |r|^5 by products: a power takes long
+    fifth *= square
+    fifth *= square
+    green /= fifth
+    green *= math.prod(voxel_size) / (4 * math.pi)
     green[0, 0, 0] = 0
     transform = scipy.fft.rfftn if half else scipy.fft.fftn
     return transform(green, axes=fourier.AXES).real.astype(np.float32)
