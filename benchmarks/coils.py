@@ -41,7 +41,8 @@ import json, os, resource, sys, time
 import nibabel as nb, numpy as np
 from qsmflow.interfaces.combination import CombineCoils
 inputs = json.load(open(sys.argv[1]))
-volumes = {part: [tuple(volume) for volume in inputs.pop(part)] for part in list(inputs) if "magni" in part or "phase" in part}
+parts = [name for name in inputs if name.endswith(("magnitude", "phase"))]
+volumes = {part: [tuple(volume) for volume in inputs.pop(part)] for part in parts}
 os.chdir(sys.argv[2])
 start = time.process_time()
 outputs = CombineCoils(**volumes, **inputs).run().outputs

@@ -221,7 +221,8 @@ ALGORITHMS = (
         "combination:roemer",
         ("roemer1990", "avants2011"),
         "The receive coils were combined by their sensitivities relative to a reference coil (Roemer), smoothed with a Gaussian"
-        " of {sigma} mm, after a rigid registration of the scan of that coil to the images with ANTs.",
+        " of {sigma} mm. The scan of that coil was registered to the images with a rigid transform (ANTs), unless the report"
+        " says that it was placed by the headers.",
         version=2,
     ),
     Algorithm(

@@ -166,15 +166,21 @@ def reference_motion(reference: CoilImages, signal: CoilImages, folder: Path) ->
         power += signal.source.magnitude(coil) ** 2
     magnitude = np.sqrt(power)
     head = threshold(magnitude[..., np.newaxis], voxel_size=grid.voxel_size)
-    found = head_motion(reference.source.magnitude(0), reference.source.grid, magnitude, grid, head, folder)
+    scan = "the reference scan of the coils"
+    try:
+        found = head_motion(reference.source.magnitude(0), reference.source.grid, magnitude, grid, head, folder)
+    except RuntimeError:  # ANTs, if the two do not overlap or one has no contrast
+        return _not_registered(f"{scan} could not be registered")
     way = f"{found.shift:.1f} mm and {found.turn:.1f} degrees"
     if found.shift > _FARTHEST or found.turn > _STEEPEST:
-        problem = f"the registration of the reference scan of the coils found {way}, more than a head can move in its coil"
-    elif found.gain > 0:
-        return found.matrix, Told([f"the reference scan of the coils was registered: the head had moved by {way}"], [])
-    elif max(found.shift, found.turn) < _STILL:
-        return np.eye(4), Told(["the reference scan of the coils was placed by the headers: the head had not moved"], [])
-    else:
-        problem = f"the registration of the reference scan of the coils found {way}, which match worse than the headers"
+        return _not_registered(f"the registration of {scan} found {way}, more than a head can move in its coil")
+    if found.gain > 0:
+        return found.matrix, Told([f"{scan} was registered: the head had moved by {way}"], [])
+    if max(found.shift, found.turn) < _STILL:
+        return np.eye(4), Told([f"{scan} was placed by the headers: the head had not moved"], [])
+    return _not_registered(f"the registration of {scan} found {way}, which match worse than the headers")
+
+
+def _not_registered(problem: str) -> tuple[np.ndarray, Told]:
     remedy = "it was placed by the headers; check that it shows the same head, or combine without a reference (--coils)"
     return np.eye(4), Told([], [{"what": problem, "remedy": remedy}])

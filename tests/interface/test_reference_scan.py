@@ -161,3 +161,16 @@ def test_what_cannot_be_believed_is_not_used(combine, placed, monkeypatch, shift
     (told,) = report["notices"] + report["warnings"]
     assert words in (told["what"] if kind == "warnings" else told)
     assert report[kind]
+
+
+@pytest.mark.parametrize(
+    ("content", "words"), [("nothing", "could not be registered"), ("noise", "match worse than the headers")]
+)
+def test_a_scan_without_a_head(combine, content, words):
+    noise = np.random.default_rng(0).normal(size=(2, *COARSE.shape, 1))
+    scan = (noise[0] + 1j * noise[1]).astype(np.complex64) * (content == "noise")
+    phase, _, report = combine("roemer", scan)
+    (warning,) = report["warnings"]
+    assert words in warning["what"]
+    assert "placed by the headers" in warning["remedy"]
+    assert np.isfinite(phase).all()

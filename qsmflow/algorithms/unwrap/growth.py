@@ -91,7 +91,7 @@ def regrow(phase: np.ndarray, turns: np.ndarray, bins: np.ndarray, kept: np.ndar
     Parameters
     ----------
     phase, turns, kept : ndarray
-        Wrapped phase (rad, float32), turns (int32, left alone) and whether they are certain (bool), flat in C order.
+        Wrapped phase (rad, float32), turns (int32, used up) and whether they are certain (bool), flat in C order.
     bins : ndarray of uint8
         What :func:`qsmflow.algorithms.unwrap.edges.edge_bins` gives for the phase.
     steps : tuple of int
@@ -109,7 +109,7 @@ def regrow(phase: np.ndarray, turns: np.ndarray, bins: np.ndarray, kept: np.ndar
     >>> regrow(phase.ravel(), np.array([0, 0, 1, 1], np.int32), bins, np.array([1, 1, 0, 0], bool), (1, 1, 1)).tolist()
     [0, 0, 0, 0]
     """
-    return _regrow(phase, turns.copy(), bins, kept, _empty_stack(bins), steps)
+    return _regrow(phase, turns, bins, kept, _empty_stack(bins), steps)
 
 
 def _empty_stack(bins: np.ndarray) -> np.ndarray:

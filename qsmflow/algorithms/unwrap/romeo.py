@@ -121,9 +121,13 @@ def romeo(
         options = {"weights": weights, "seeds": seeds, "addition": addition}
         return unwrap_volume(phase[..., e], magnitude[..., e], mask, parts, **options, **against(e))
 
+    def certain(half: np.ndarray, second: np.ndarray, size: np.ndarray, ratio: float) -> np.ndarray:
+        bins = edges.edge_bins(half, size, mask, weights="romeo3", second=second, ratio=ratio)
+        return (edges.voxel_quality(bins, steps) > uncertain) & (labels > 0)
+
     if mode == "individual":
         return unwrap_each(phase, magnitude, spatial, parts, start, echo_times)
-    labels, result = parts[0], np.zeros(phase.shape, np.float32)
+    labels, steps, result = parts[0], edges.strides(mask.shape), np.zeros(phase.shape, np.float32)
     turns = spatial(start)
     turns += agreeing_turns(phase, magnitude, turns, parts, start, echo_times)[labels]
     add_turns(result, phase, start, turns, labels)
@@ -133,13 +137,10 @@ def romeo(
         add_turns(result, phase, e, turns, labels)
         if uncertain > 0:
             # Halved, a step of one turn between neighbours is a step of pi: the least coherent one.
-            halves = {"second": result[..., near] / 2, "ratio": ratio}
-            bins = edges.edge_bins(result[..., e] / 2, magnitude[..., e], mask, weights="romeo3", **halves)
-            del halves
-            steps = edges.strides(mask.shape)
-            kept = (edges.voxel_quality(bins, steps) > uncertain) & (labels > 0)
+            kept = certain(result[..., e] / 2, result[..., near] / 2, magnitude[..., e], ratio)
             bins = edges.edge_bins(phase[..., e], magnitude[..., e], mask, weights=weights, **against(e))
             add_turns(result, phase, e, regrow(flat(phase, e), turns, bins, kept, steps), labels)
+            del bins  # not to be held while the next echo is rated
     return result
 
 
