@@ -163,9 +163,7 @@ def test_what_cannot_be_believed_is_not_used(combine, placed, monkeypatch, shift
     assert report[kind]
 
 
-@pytest.mark.parametrize(
-    ("content", "words"), [("nothing", "could not be registered"), ("noise", "match worse than the headers")]
-)
+@pytest.mark.parametrize(("content", "words"), [("nothing", "could not be registered"), ("noise", "more than a head can move")])
 def test_a_scan_without_a_head(combine, content, words):
     noise = np.random.default_rng(0).normal(size=(2, *COARSE.shape, 1))
     scan = (noise[0] + 1j * noise[1]).astype(np.complex64) * (content == "noise")
