@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Make ``cohort``: twelve simulated people, half of them with more iron in the substantia nigra, and their region tables.
+"""Make ``cohort``: 24 simulated people, half of them with more iron in the substantia nigra, and their region tables.
 
     python bids_examples/make_cohort.py [OUTPUT_DIR] [--work DIR] [--only LABEL ...]
 
@@ -26,6 +26,8 @@ from scipy import ndimage
 from qsmflow.algorithms import phantom
 from qsmflow.cli.run import main as qsmflow
 
+#: How many.
+PEOPLE = 24
 #: Paramagnetic susceptibility that patients have more in both parts of the substantia nigra, ppm.
 SHIFT = 0.03
 #: Standard deviation between people, per nucleus, ppm.
@@ -36,9 +38,9 @@ NUCLEI = ("Putamen", "Caudate", "Accumbens", "GPe", "GPi", "SNc", "RedNucleus", 
 
 README = f"""# Example cohort
 
-Twelve simulated people of 20 to 80 years, six controls and six with Parkinson's disease (`participants.tsv`), each scanned
-once as in the example study (3 T, four echoes, 2.5 mm, and a T1w). No measured person is in it. The images of two people
-are kept here; `make_cohort.py` makes all of them again.
+{PEOPLE} simulated people of 20 to 80 years, half of them controls, half with Parkinson's disease (`participants.tsv`), each
+scanned once as in the example study (3 T, four echoes, 2.5 mm, and a T1w). No measured person is in it. The images of two
+people are kept here; `make_cohort.py` makes all of them again.
 
 - `derivatives/qsmflow`: region tables and quality metrics of all people, as the participant level wrote them from the images
   alone, with the default recipe.
@@ -54,16 +56,17 @@ Montreal Neurological Institute, McGill University (Fonov et al. 2011, doi:10.10
 
 
 def people() -> list[study.Person]:
-    """The participants: ages evenly from 20 to 80 in both groups, sexes alternating in pairs."""
+    """The participants: a dozen of 20 to 80 years, one of 25 to 75; ages evenly in both groups, sexes in turn by pairs."""
     rng = np.random.default_rng(20240)
-    moves = np.random.default_rng(20241).uniform(-4, 4, (12, 6)).round(1)  # of the head between the scans: mm, degrees
+    moves = np.random.default_rng(20241).uniform(-4, 4, (PEOPLE, 6)).round(1)  # of the head between the scans: mm, degrees
     found = []
-    for number in range(12):
-        group, pair = ("control", "PD")[number % 2], number // 2
+    for number in range(PEOPLE):
+        group, pair = ("control", "PD")[number % 2], number % 12 // 2
         shifts = {name: round(float(shift), 4) for name, shift in zip(NUCLEI, rng.normal(0, SPREAD, len(NUCLEI)), strict=True)}
         if group == "PD":
             shifts |= {name: round(shifts[name] + SHIFT, 4) for name in ("SNc", "SNr")}
-        age = round(20 + 60 * (pair + 0.25 * (number % 2)) / 5.25)
+        youngest, years = (20, 60) if number < 12 else (25, 50)
+        age = round(youngest + years * (pair + 0.25 * (number % 2)) / 5.25)
         turn = round(float(rng.uniform(-12, 12)), 1)
         label, sex = f"{number + 1:02}", "FM"[(pair + number) % 2 if pair % 3 else pair % 2]
         found.append(study.Person(label, age, sex, group, 100 + number, shifts, turn, "RAS", moves[number], "RAS"))
