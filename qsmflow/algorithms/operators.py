@@ -72,46 +72,71 @@ def divergence(v, inverse_size, out):
                 )
 
 
-@njit(cache=True)
-def _clip(a, b, c, threshold, isotropic):
-    """Projection of a vector onto the ball (``isotropic``) or the cube of radius ``threshold``."""
+@njit(cache=True, error_model="numpy")
+def _clip(a, b, c, threshold, isotropic, out):
+    """Projection of a row of vectors onto the ball (``isotropic``) or the cube of radius ``threshold``, into ``out`` (3, N)."""
+    u, v, w = out[0], out[1], out[2]
     if isotropic:
-        square = a * a + b * b + c * c
-        scale = np.float32(1) if square <= threshold * threshold else threshold / np.float32(math.sqrt(square))
-        return a * scale, b * scale, c * scale
-    return (
-        min(max(a, -threshold), threshold),
-        min(max(b, -threshold), threshold),
-        min(max(c, -threshold), threshold),
-    )
+        for k in range(a.size):
+            scale = threshold / max(threshold, np.float32(math.sqrt(a[k] * a[k] + b[k] * b[k] + c[k] * c[k])))
+            u[k], v[k], w[k] = a[k] * scale, b[k] * scale, c[k] * scale
+    else:
+        for k in range(a.size):
+            u[k] = min(max(a[k], -threshold), threshold)
+            v[k] = min(max(b[k], -threshold), threshold)
+            w[k] = min(max(c[k], -threshold), threshold)
 
 
-@njit(parallel=True, cache=True)
-def shrink_gradient(x, inverse_size, threshold, isotropic, relaxation, dual, target):
-    """One step of the split gradient in ADMM, in place.
+@njit(parallel=True, cache=True, error_model="numpy")
+def shrink_gradient(x, inverse_size, threshold, isotropic, relaxation, shifted):
+    """One step of the split gradient in ADMM, in place; all of its state is ``shifted`` (3, X, Y, Z).
 
-    With ``t = r grad x + (1 - r) z + dual``, r the over-relaxation and z the last split: ``dual`` becomes
-    ``clip(t, threshold)`` and ``target``, the split minus the dual, becomes ``shrink(t, threshold) - dual``, the whole vector
-    (``isotropic``) or each component on its own. All differences are periodic and per mm.
+    ``shifted`` holds t = z + u, the split and its dual: ``u = clip(t, threshold)``, the whole vector (``isotropic``) or each
+    component on its own, and ``z = t - u``. It becomes ``r grad x + (1 - r) z + u`` with r the over-relaxation. All differences
+    are periodic and per mm. Row by row, so that the inner loops are vectorised.
     """
     nx, ny, nz = x.shape
     hx, hy, hz = inverse_size[0] * relaxation, inverse_size[1] * relaxation, inverse_size[2] * relaxation
     rest = np.float32(1) - relaxation
-    more = np.float32(1) + rest
     for i in prange(nx):
-        after_i = i + 1 if i + 1 < nx else 0
+        dual, after = np.empty((3, nz), np.float32), np.empty(nz, np.float32)
+        u0, u1, u2 = dual[0], dual[1], dual[2]
         for j in range(ny):
-            after_j = j + 1 if j + 1 < ny else 0
+            here, after_i, after_j = x[i, j], x[i + 1 if i + 1 < nx else 0, j], x[i, j + 1 if j + 1 < ny else 0]
+            after[: nz - 1], after[nz - 1] = here[1:], here[0]
+            t0, t1, t2 = shifted[0, i, j], shifted[1, i, j], shifted[2, i, j]
+            _clip(t0, t1, t2, threshold, isotropic, dual)
             for k in range(nz):
-                after_k = k + 1 if k + 1 < nz else 0
-                here = x[i, j, k]
-                t0 = (x[after_i, j, k] - here) * hx + rest * target[0, i, j, k] + more * dual[0, i, j, k]
-                t1 = (x[i, after_j, k] - here) * hy + rest * target[1, i, j, k] + more * dual[1, i, j, k]
-                t2 = (x[i, j, after_k] - here) * hz + rest * target[2, i, j, k] + more * dual[2, i, j, k]
-                u0, u1, u2 = _clip(t0, t1, t2, threshold, isotropic)
-                dual[0, i, j, k], target[0, i, j, k] = u0, t0 - u0 - u0
-                dual[1, i, j, k], target[1, i, j, k] = u1, t1 - u1 - u1
-                dual[2, i, j, k], target[2, i, j, k] = u2, t2 - u2 - u2
+                t0[k] = (after_i[k] - here[k]) * hx + rest * (t0[k] - u0[k]) + u0[k]
+                t1[k] = (after_j[k] - here[k]) * hy + rest * (t1[k] - u1[k]) + u1[k]
+                t2[k] = (after[k] - here[k]) * hz + rest * (t2[k] - u2[k]) + u2[k]
+
+
+@njit(parallel=True, cache=True, error_model="numpy")
+def split_divergence(shifted, inverse_size, threshold, isotropic, out):
+    """:func:`divergence` of ``z - u``, what the quadratic step of ADMM is pulled to; see :func:`shrink_gradient`."""
+    nx, ny, nz = out.shape
+    hx, hy, hz = inverse_size
+    for i in prange(nx):
+        before_i = i - 1 if i > 0 else nx - 1
+        dual, dual_before, last = np.empty((3, nz), np.float32), np.empty((3, nz), np.float32), np.empty(nz, np.float32)
+        u0, u1, u2, p0 = dual[0], dual[1], dual[2], dual_before[0]
+        _clip(shifted[0, i, ny - 1], shifted[1, i, ny - 1], shifted[2, i, ny - 1], threshold, isotropic, dual)
+        for k in range(nz):
+            last[k] = shifted[1, i, ny - 1, k] - u1[k] - u1[k]
+        for j in range(ny):
+            t0, t1, t2, b0 = shifted[0, i, j], shifted[1, i, j], shifted[2, i, j], shifted[0, before_i, j]
+            _clip(b0, shifted[1, before_i, j], shifted[2, before_i, j], threshold, isotropic, dual_before)
+            _clip(t0, t1, t2, threshold, isotropic, dual)
+            row = out[i, j]
+            for k in range(nz):
+                along = t1[k] - u1[k] - u1[k]
+                row[k] = ((b0[k] - p0[k] - p0[k]) - (t0[k] - u0[k] - u0[k])) * hx + (last[k] - along) * hy
+                last[k] = along
+                u2[k] = t2[k] - u2[k] - u2[k]
+            row[0] += (u2[nz - 1] - u2[0]) * hz
+            for k in range(1, nz):
+                row[k] += (u2[k - 1] - u2[k]) * hz
 
 
 @njit(cache=True)

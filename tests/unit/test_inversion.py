@@ -155,19 +155,24 @@ def test_gradient_and_divergence_are_adjoint_and_match_their_spectrum():
 
 @pytest.mark.parametrize("isotropic", [False, True])
 def test_shrinkage_splits_the_gradient(isotropic):
-    """target + 2 dual = grad x + old dual, the dual stays within the threshold, and the target shrinks along it."""
+    """shifted = grad x + dual without relaxation, the dual stays within the threshold, and what pulls is the split minus it."""
     rng = np.random.default_rng(4)
-    shape, ones = (6, 7, 8), (np.float32(1),) * 3
-    x, old = rng.normal(size=shape).astype(np.float32), rng.normal(size=(3, *shape)).astype(np.float32)
-    gradient, dual, target = np.empty((3, *shape), np.float32), old.copy(), np.zeros((3, *shape), np.float32)
-    operators.gradient(x, ones, gradient)
-    operators.shrink_gradient(x, ones, np.float32(0.5), isotropic, np.float32(1), dual, target)
-    size = np.sqrt((dual**2).sum(axis=0)) if isotropic else np.abs(dual)
-    assert 0.499 < size.max() <= 0.5001
-    assert np.allclose(target + 2 * dual, gradient + old, atol=1e-5)
-    if isotropic:
-        shrunk = target + dual
-        assert np.allclose(np.cross(shrunk, dual, axis=0), 0, atol=1e-4)
+    shape, size, threshold = (6, 7, 8), tuple(np.float32(v) for v in (1.0, 0.5, 2.0)), np.float32(0.5)
+
+    def clip(vectors):
+        length = np.linalg.norm(vectors, axis=0) if isotropic else np.abs(vectors)
+        return vectors * threshold / np.maximum(length, threshold)
+
+    x, shifted = rng.normal(size=shape).astype(np.float32), rng.normal(size=(3, *shape)).astype(np.float32)
+    gradient, before = np.empty((3, *shape), np.float32), shifted.copy()
+    operators.gradient(x, size, gradient)
+    operators.shrink_gradient(x, size, threshold, isotropic, np.float32(1.6), shifted)
+    split = before - clip(before)
+    assert np.allclose(shifted, 1.6 * gradient - 0.6 * split + clip(before), atol=1e-5)
+    pulled, expected = np.empty(shape, np.float32), np.empty(shape, np.float32)
+    operators.split_divergence(shifted, size, threshold, isotropic, pulled)
+    operators.divergence((shifted - 2 * clip(shifted)).astype(np.float32), size, expected)
+    assert np.allclose(pulled, expected, atol=1e-5)
 
 
 def test_symmetric_gradient_and_its_divergence_are_adjoint():

@@ -105,8 +105,7 @@ class Variation:
         self.grid, self.isotropic = grid, isotropic
         self.threshold, self.relaxation = _SMALL_GRADIENT, _RELAXATION
         self.weigh(weight)
-        self.dual = np.zeros((3, *grid.shape), np.float32)
-        self.target = np.zeros((3, *grid.shape), np.float32)
+        self.shifted = np.zeros((3, *grid.shape), np.float32)
 
     def weigh(self, weight: float) -> None:
         """Set the weight; the splits stay where they are."""
@@ -114,9 +113,13 @@ class Variation:
 
     def step(self, chi: np.ndarray) -> None:
         """Shrink the gradient of ``chi``."""
-        operators.shrink_gradient(
-            chi, self.grid.inverse_size, self.threshold, self.isotropic, self.relaxation, self.dual, self.target
-        )
+        operators.shrink_gradient(chi, self.grid.inverse_size, self.threshold, self.isotropic, self.relaxation, self.shifted)
+
+    def pull(self) -> np.ndarray:
+        """Adjoint gradient of what the gradient of the susceptibility is pulled to."""
+        out = np.empty(self.grid.shape, np.float32)
+        operators.split_divergence(self.shifted, self.grid.inverse_size, self.threshold, self.isotropic, out)
+        return out
 
 
 class GeneralisedVariation:
@@ -150,6 +153,12 @@ class GeneralisedVariation:
         operators.symmetric_divergence(self.second, size, -self.inverse_norm, self.vector)
         self.target += self.vector
 
+    def pull(self) -> np.ndarray:
+        """Adjoint gradient of what the gradient of the susceptibility is pulled to."""
+        out = np.empty(self.grid.shape, np.float32)
+        operators.divergence(self.target, self.grid.inverse_size, out)
+        return out
+
 
 class Residual:
     """A data term of ``D chi`` and a measured field (padded, with weights), by one of the steps of :mod:`.misfit`."""
@@ -172,7 +181,7 @@ class Residual:
     def step(self, spectrum: np.ndarray, relaxation: np.float32) -> None:
         """Step the split field, given the spectrum of the susceptibility, which is used up."""
         spectrum *= self.grid.kernel
-        self._take(fourier.irfftn(spectrum, self.grid.shape), relaxation)
+        self._take(fourier.irfftn(spectrum, self.grid.shape, overwrite=True), relaxation)
 
     def _take(self, forward: np.ndarray, relaxation: np.float32) -> None:
         self.misfit(self.field, self.weight, forward, self.dual, self.target, relaxation)
@@ -193,7 +202,7 @@ class HarmonicResidual(Residual):
         self.inside[tuple(slice(n) for n in grid.size)] = inside
         # Proximal step of the split Laplacian: this share of it goes to the dual.
         self.share = np.float32(1 / (1 + penalty / beta))
-        self.second_dual, self.second_target = (np.zeros(grid.shape, np.float32) for _ in range(2))
+        self.second = np.zeros(grid.shape, np.float32)  # target of the split; its dual follows from it
         self.harmonic = np.zeros(grid.kernel.shape, np.complex64)
 
     @property
@@ -206,15 +215,16 @@ class HarmonicResidual(Residual):
     def add(self, spectrum: np.ndarray) -> None:
         """Add the right-hand side of the quadratic step; keep what h will need."""
         self.harmonic = fourier.rfftn(self.target, self.grid.shape)
-        second = fourier.rfftn(self.second_target, self.grid.shape)
+        second = fourier.rfftn(self.second, self.grid.shape)
         _eliminate(spectrum, self.harmonic, second, self.grid.kernel, self.symbols, self.penalty)
 
     def step(self, spectrum: np.ndarray, relaxation: np.float32) -> None:
         """Step the split field and the split Laplacian, given the spectrum of the susceptibility, which is used up."""
         _restore(spectrum, self.harmonic, self.grid.kernel, self.symbols, self.penalty)
-        self._take(fourier.irfftn(spectrum, self.grid.shape), relaxation)
-        laplacian = fourier.irfftn(self.harmonic, self.grid.shape)
-        _take_laplacian(laplacian, self.inside, self.share, self.second_dual, self.second_target, relaxation)
+        self._take(fourier.irfftn(spectrum, self.grid.shape, overwrite=True), relaxation)
+        laplacian = fourier.irfftn(self.harmonic, self.grid.shape, overwrite=True)
+        self.harmonic = None
+        _take_laplacian(laplacian, self.inside, self.share, self.second, relaxation)
 
 
 class Anchor:
@@ -281,18 +291,19 @@ def minimise(
     scale = np.divide(1, scale, out=np.zeros_like(scale), where=scale > 0)
     scale[0, 0, 0] = 0
     chi = np.zeros(grid.shape, np.float32) if start is None else start
-    right, reached, iteration = np.empty(grid.shape, np.float32), np.inf, 0
+    reached, iteration = np.inf, 0
     while iteration < iterations and reached >= tolerance:
         iteration += 1
-        operators.divergence(penalty.target, grid.inverse_size, right)
-        spectrum = fourier.rfftn(right, grid.shape)
+        spectrum = fourier.rfftn(penalty.pull(), grid.shape)
         spectrum *= penalty.strength
         data.add(spectrum)
         spectrum *= scale
         previous, chi = chi, fourier.irfftn(spectrum, grid.shape)
-        data.step(spectrum, penalty.relaxation)
-        penalty.step(chi)
         reached = solvers.change(chi, previous, mask)
+        del previous  # and what the steps use up: volumes less at the peak
+        data.step(spectrum, penalty.relaxation)
+        del spectrum
+        penalty.step(chi)
     if tolerance:
         solvers.note_end(name, since + iteration, reached, tolerance)
     return chi
@@ -380,21 +391,26 @@ def _restore(spectrum, harmonic, kernel, symbols, penalty):
         for j in range(spectrum.shape[1]):
             for k in range(spectrum.shape[2]):
                 laplacian = x[i] + y[j] + z[k]
+                free = np.float32(1) / (np.float32(1) + penalty * laplacian * laplacian)
                 field = kernel[i, j, k] * spectrum[i, j, k]
-                h = harmonic[i, j, k] - field / (np.float32(1) + penalty * laplacian * laplacian)
+                h = harmonic[i, j, k] - free * field
                 spectrum[i, j, k] = field + h
                 harmonic[i, j, k] = laplacian * h
 
 
 @njit(parallel=True, cache=True)
-def _take_laplacian(laplacian, inside, share, dual, target, relaxation):
-    """Step of the split Laplacian, weakly or strictly 0 inside and free elsewhere."""
+def _take_laplacian(laplacian, inside, share, target, relaxation):
+    """Step of the split Laplacian, weakly or strictly 0 inside and free elsewhere.
+
+    With ``t = z + u`` of the split and its dual, ``u = share t`` and ``target = z - u = (1 - 2 share) t`` inside.
+    """
+    ratio = share / (np.float32(1) - share - share)
     for i in prange(laplacian.shape[0]):
         for j in range(laplacian.shape[1]):
             for k in range(laplacian.shape[2]):
-                t = misfit.relaxed(laplacian[i, j, k], dual[i, j, k], target[i, j, k], relaxation)
+                dual = ratio * target[i, j, k] if inside[i, j, k] else np.float32(0)
+                t = misfit.relaxed(laplacian[i, j, k], dual, target[i, j, k], relaxation)
                 u = share * t if inside[i, j, k] else np.float32(0)
-                dual[i, j, k] = u
                 target[i, j, k] = t - u - u
 
 

@@ -15,6 +15,13 @@ from numba import njit, prange
 
 _NEWTON = 20  # steps, halving the bracket at least: enough for float32
 
+#: Angle, rad, below which one step of Newton's method from the series of the root is exact to float32.
+_SMALL_ANGLE = np.float32(0.5)
+
+#: Coefficients of sine and cosine after the first, in powers of the squared angle; exact to float32 below _SMALL_ANGLE.
+_SINE = tuple(np.float32(c) for c in (-1 / 6, 1 / 120, -1 / 5040))
+_COSINE = tuple(np.float32(c) for c in (-1 / 2, 1 / 24, -1 / 720))
+
 
 @njit(cache=True, inline="always")
 def relaxed(forward, dual, target, relaxation):
@@ -85,9 +92,19 @@ def phase_absolute(field, weight, forward, dual, target, relaxation, scale):
 
 @njit(cache=True)
 def root_of_sine(y, w):
-    """The root x of ``x + w sin(x) = y`` for 0 <= w <= 1: Newton's method, kept in a bracket."""
+    """The root x of ``x + w sin(x) = y`` for 0 <= w <= 1: Newton's method, kept in a bracket.
+
+    Small roots take a single step from the series ``x = a + w a^3 / (6 (1 + w))``, with polynomials for sine and cosine.
+    """
+    a = y / (np.float32(1) + w)
+    if abs(a) < _SMALL_ANGLE:
+        x = a + w / (np.float32(6) * (np.float32(1) + w)) * a * a * a
+        square = x * x
+        sine = x * (np.float32(1) + square * (_SINE[0] + square * (_SINE[1] + square * _SINE[2])))
+        cosine = np.float32(1) + square * (_COSINE[0] + square * (_COSINE[1] + square * _COSINE[2]))
+        return x - (x + w * sine - y) / (np.float32(1) + w * cosine)
     low, high = y - w, y + w
-    x = y / (np.float32(1) + w) if abs(y) < 1 else y
+    x = a if abs(y) < 1 else y
     for _ in range(_NEWTON):
         value = x + w * np.float32(math.sin(x)) - y
         if value > 0:

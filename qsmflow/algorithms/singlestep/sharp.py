@@ -110,19 +110,19 @@ def sstv(
     inverse = np.divide(1, curvature, out=np.zeros_like(curvature), where=curvature > 0)
     inverse[0, 0, 0] = 0
     chi, right = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
-    dual, target = np.zeros((3, *shape), np.float32), np.zeros((3, *shape), np.float32)
+    threshold, shifted = np.float32(lambda_ / rho), np.zeros((3, *shape), np.float32)
     spectrum, everywhere = fourier.rfftn(chi, shape), np.ones(shape, bool)
     count, reached = 0, np.inf
     for _ in range(iterations):
         count += 1
         step = data.step(spectrum)
-        operators.divergence(target, size, right)
+        operators.split_divergence(shifted, size, threshold, True, right)
         spectrum = fourier.rfftn(right, shape)
         spectrum *= rho
         spectrum += step
         spectrum *= inverse
         previous, chi = chi, fourier.irfftn(spectrum, shape)
-        operators.shrink_gradient(chi, size, np.float32(lambda_ / rho), True, np.float32(1), dual, target)
+        operators.shrink_gradient(chi, size, threshold, True, np.float32(1), shifted)
         reached = change(chi, previous, everywhere)
         if reached <= tolerance:
             break
