@@ -273,7 +273,7 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence]) -> None:
     print(f"| {' | '.join(columns)} |")
     print(f"|{' --- |' * len(columns)}")
     for row in rows:
-        print(f"| {' | '.join(text(value) for value in row)} |")
+        print(f"| {' | '.join(text(value) for value in row)} |", flush=True)
     print(flush=True)
 
 

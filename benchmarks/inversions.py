@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 import re
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -57,18 +58,21 @@ def main() -> None:
             speed.prepare(head, Recipe.load("consensus"), folder)
         measured = {path.stem: np.load(path) for path in (folder / "inversion").glob("*.npy")}
         print(f"# Inversions on {head.name}, sub-{args.sub}\n")
-        maps = accuracy(head, args.methods, measured)
+        maps, iterations = accuracy(head, args.methods, measured)
         if args.pictures:
             draw(head, maps, args.pictures)
         if not args.no_speed:
-            costs(speed.measurements(args, str(folder), [("inversion", name) for name in args.methods]))
+            costs(speed.measurements(args, str(folder), [("inversion", name) for name in args.methods]), iterations)
 
 
-def accuracy(head: Head, methods: list[str], measured: dict[str, np.ndarray]) -> dict[str, list[np.ndarray]]:
-    """Print scores from both inputs; return the maps of each method."""
+def accuracy(
+    head: Head, methods: list[str], measured: dict[str, np.ndarray]
+) -> tuple[dict[str, list[np.ndarray]], dict[str, int]]:
+    """Print scores from both inputs; return the maps of each method, and its iterations on the field of the recipe."""
     true = {"mask": head.stored["brain"], "field_error": np.ones(head.grid.shape, np.float32), "magnitude": head.magnitude}
     true |= {name: head.stored[name] for name in ("local_field", "total_field", "r2star")}
     maps: dict[str, list[np.ndarray]] = {name: [] for name in methods}
+    iterations: dict[str, int] = {}
     counter = _Iterations()
     logger = logging.getLogger("qsmflow")
     logger.addHandler(counter)
@@ -78,16 +82,23 @@ def accuracy(head: Head, methods: list[str], measured: dict[str, np.ndarray]) ->
         for name in methods:
             counter.counts.clear()
             maps[name].append(apply(head, "inversion", name, **arrays)["chi"])
+            iterations[name] = sum(counter.counts)
             rows.append([name, *chi_score(maps[name][-1], truth), "+".join(map(str, counter.counts)) or ""])
         table(f"From the {title}", ["method", *CHI_TITLES, "iterations"], rows)
     logger.removeHandler(counter)
-    return maps
+    return maps, iterations
 
 
-def costs(found) -> None:
-    """Print time and memory."""
-    rows = [[name, round(cost["transforms"]), cost["volumes"]] for (_, name), cost in found]
-    table("Cost on the field of the recipe, one thread", ["method", "transforms", "peak memory, volumes"], rows)
+def costs(found: Iterable[tuple[tuple[str, str], dict[str, float]]], iterations: dict[str, int]) -> None:
+    """Print time and memory, each method as soon as it is measured."""
+
+    def row(name: str, cost: dict[str, float]) -> list:
+        count = iterations[name]
+        each = cost["transforms"] / count if count else ""
+        return [name, round(cost["transforms"]), count or "", each, cost["volumes"]]
+
+    columns = ["method", "transforms", "iterations", "transforms per iteration", "peak memory, volumes"]
+    table("Cost on the field of the recipe, one thread", columns, (row(name, cost) for (_, name), cost in found))
 
 
 def draw(head: Head, maps: dict[str, list[np.ndarray]], path: Path) -> None:

@@ -550,6 +550,7 @@ ALGORITHMS = (
         "Susceptibility was computed from the total field in a single step with spherical mean values (radii from {max_radius}"
         " to {min_radius} mm) and second-order total generalised variation (weight {lambda_}, ratio {ratio}, ADMM, at most"
         " {iterations} iterations).",
+        version=2,
     ),
     Algorithm(
         "inversion",
@@ -569,6 +570,7 @@ ALGORITHMS = (
         "Susceptibility was computed by morphology-enabled dipole inversion (MEDI; {data} data term, weight {lambda_}, {edges}"
         " of the magnitude's gradients taken for edges, MERIT beyond {merit} standard deviations,"
         " spherical mean values of {smv_radius} mm).",
+        version=2,
     ),
     Algorithm(
         "inversion",
@@ -578,6 +580,7 @@ ALGORITHMS = (
         "Susceptibility was computed by morphology-enabled dipole inversion with the ventricles' fluid (R2* below"
         " {fluid_r2star} 1/s) made uniform and zero (MEDI+0; {data} data term, weight {lambda_}, weight of the"
         " fluid {fluid_weight}).",
+        version=2,
     ),
     Algorithm(
         "inversion",
@@ -604,6 +607,7 @@ ALGORITHMS = (
         "Susceptibility was computed from the total field by preconditioned total field inversion (TFI; {data} data term,"
         " weight {lambda_}, preconditioner {outside} outside the brain, started from a projection onto dipole fields).",
         experimental=True,
+        version=2,
     ),
     Algorithm(
         "reference",

@@ -191,7 +191,8 @@ class HarmonicResidual(Residual):
     """A data term of ``D chi + h`` with ``beta/2 ||M lap h||^2``, smallest over h, a field that is harmonic where M is 1.
 
     ``lap h`` is split off as well, with ``penalty`` (mm^4), which decides how fast h settles; h itself is eliminated from the
-    quadratic step and only lives in k-space. ``beta = inf`` makes h strictly harmonic.
+    quadratic step and only lives in k-space. ``beta = inf`` makes h strictly harmonic. ``penalty`` is not ``beta``: the split
+    would say nothing of its dual.
     """
 
     def __init__(self, grid: Grid, field, weight, step, inside: np.ndarray, *, penalty: float, beta: float):

@@ -33,7 +33,7 @@ def medi(
     edges: float = 0.3,
     merit: float = 0.0,
     smv_radius: float = 0.0,
-    iterations: int = 10,
+    iterations: int = 20,
     cg_iterations: int = 10,
     tolerance: float = 1e-2,
 ) -> np.ndarray:
@@ -137,7 +137,7 @@ def medi0(
     edges: float = 0.3,
     merit: float = 0.0,
     smv_radius: float = 0.0,
-    iterations: int = 10,
+    iterations: int = 20,
     cg_iterations: int = 10,
     tolerance: float = 1e-2,
 ) -> np.ndarray:

@@ -24,6 +24,11 @@ _MARGIN = 2
 #: How far the parabola stands above the envelope of the kernels: the masks of the spheres mix frequencies.
 _ABOVE = np.float32(1.1)
 
+#: Gradient (ppm/mm) and second derivative (ppm/mm^2) below which :func:`sstgv` takes a difference for noise in the first
+#: iterations. They set the penalties of its splits: how fast it converges, not where to. Second derivatives are small, and with
+#: the threshold of a gradient v would be free for tens of iterations.
+_SMALL_GRADIENT, _SMALL_SECOND = np.float32(0.003), np.float32(0.0003)
+
 
 def sstv(
     total_field: np.ndarray,
@@ -170,7 +175,7 @@ def sstgv(
     iterations : int
         Largest number of ADMM iterations.
     tolerance : float
-        Stop when the susceptibility changes by less than this fraction of its norm.
+        Stop when the susceptibility in the mask changes by less than this fraction of its norm.
     weighted : bool
         Weight voxels with the inverse of their field error instead of equally.
 
@@ -188,7 +193,8 @@ def sstgv(
     -----
     The data term of :func:`sstv` with ``min_v lambda ||grad chi - v||_1 + ratio lambda ||sym grad v||_1``: a constant slope
     costs nothing, so that smooth variation does not break into steps. The mask keeps every voxel, as there. In each iteration
-    chi and v are found together in k-space, where the 4 x 4 system has a rank-one inverse.
+    chi and v are found together in k-space, where the 4 x 4 system has a rank-one inverse. Beyond the mask chi may go on with
+    a slope, which takes its mean over the grid anywhere; its mean over the mask is set to 0.
 
     References
     ----------
@@ -209,14 +215,13 @@ def sstgv(
         total_field, mask, field_error if weighted else None, voxel_size, b0_dir, max_radius, min_radius
     )  # fmt: skip
     shape, size = data.shape, _inverse(voxel_size)
-    rho, rho_second = np.float32(100 * lambda_), np.float32(100 * ratio * lambda_)
-    threshold = np.float32(0.01)  # weight over penalty, the same for both orders
+    rho, rho_second = np.float32(lambda_) / _SMALL_GRADIENT, np.float32(ratio * lambda_) / _SMALL_SECOND
     symbols = second_order.difference_symbols(shape, voxel_size)
     chi, right = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
     slope, rightward = np.zeros((3, *shape), np.float32), np.empty((3, *shape), np.float32)
     dual, target = np.zeros((3, *shape), np.float32), np.zeros((3, *shape), np.float32)
     dual_second, tensor = np.zeros((6, *shape), np.float32), np.zeros((6, *shape), np.float32)
-    spectrum, everywhere = fourier.rfftn(chi, shape), np.ones(shape, bool)
+    spectrum = fourier.rfftn(chi, shape)
     slope_spectrum = np.empty((3, *spectrum.shape), np.complex64)
     count, reached = 0, np.inf
     for _ in range(iterations):
@@ -233,14 +238,15 @@ def sstgv(
         previous, chi = chi, fourier.irfftn(spectrum, shape)
         for axis in range(3):
             slope[axis] = fourier.irfftn(slope_spectrum[axis], shape)
-        second_order.shrink_first(chi, slope, size, threshold, dual, target)
+        second_order.shrink_first(chi, slope, size, _SMALL_GRADIENT, dual, target)
         second_order.symmetrised_gradient(slope, size, tensor)
-        second_order.shrink_second(tensor, threshold, dual_second)
-        reached = change(chi, previous, everywhere)
+        second_order.shrink_second(tensor, _SMALL_SECOND, dual_second)
+        reached = change(chi, previous, mask)
         if reached <= tolerance:
             break
     note_end("sstgv", count, reached, tolerance)
-    return data.cropped(chi, mask)
+    chi = data.cropped(chi, mask)
+    return np.where(mask, chi - np.float32(chi[mask].mean(dtype=np.float64)), np.float32(0))
 
 
 @dataclass(frozen=True)

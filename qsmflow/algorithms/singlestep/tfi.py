@@ -32,7 +32,7 @@ def tfi(
     outside: float = 3.0,
     projection: int = 30,
     margin: float = 40.0,
-    iterations: int = 10,
+    iterations: int = 30,
     cg_iterations: int = 10,
     tolerance: float = 1e-2,
 ) -> np.ndarray:
@@ -86,9 +86,9 @@ def tfi(
     ``min_y 1/2 ||W (D P y - f)||^2 + lambda ||M_G grad(P y)||_1``, ``chi = P y``: P is 1 inside the mask and ``outside``
     elsewhere, W the inverse field error and 0 outside the mask, M_G is 0 at the edges of the magnitude and everywhere outside.
     D is sampled by its Green's function, as for the projection onto dipole fields. Because the iteration in y is the one
-    in chi preconditioned with ``P^2``, and is stopped early, P decides what is explained by sources outside. Starting from the
-    projection onto dipole fields leaves the joint fit with what that got wrong: sources near the mask's edge. Every
-    voxel of the mask keeps a value.
+    in chi preconditioned with ``P^2``, and every step of it is stopped early, P decides what is explained by sources outside.
+    Starting from the projection onto dipole fields leaves the joint fit with what that got wrong: sources near the mask's edge.
+    Every voxel of the mask keeps a value.
 
     References
     ----------
