@@ -152,6 +152,11 @@ class Recipe:
         return registry.find("inversion", self.inversion).from_total_field
 
     @property
+    def takes_prior(self) -> bool:
+        """Whether the inversion takes the susceptibility that the regions of the atlas are expected to have."""
+        return "chi_prior" in registry.find("inversion", self.inversion).arrays
+
+    @property
     def no_background(self) -> str:
         """Why a single-step recipe removes no background field, in words."""
         return f"{self.inversion} starts from the total field and takes no background removal before it"

@@ -161,7 +161,7 @@ STAGES = {
         Stage(
             "inversion",
             "dipole inversion",
-            ("local_field", "total_field", "mask", "field_error", "magnitude", "r2star"),
+            ("local_field", "total_field", "mask", "field_error", "magnitude", "r2star", "chi_prior"),
             ("chi",),
         ),
         Stage("reference", "referencing", ("chi", "mask", "r2star", "region"), ("chi", "shift"), optional=True),
@@ -608,6 +608,16 @@ ALGORITHMS = (
         " weight {lambda_}, preconditioner {outside} outside the brain, started from a projection onto dipole fields).",
         experimental=True,
         version=2,
+    ),
+    Algorithm(
+        "inversion",
+        "qsip",
+        "singlestep.qsip:qsip",
+        ("poynton2015", "treit2021", "li2021"),
+        "Susceptibility was computed from the Laplacian of the total field in a single step by inversion of a perturbation"
+        " model with a prior (after QSIP; weight {lambda_} mm^2, ADMM, at most {iterations} iterations; the outer"
+        " {peel} voxels of the mask without data): nuclei of the atlas at the middle of their plausible ranges, 0 elsewhere.",
+        experimental=True,
     ),
     Algorithm(
         "reference",

@@ -320,6 +320,8 @@ def sidecar(
         for stage, name in recipe.methods
         if stage in stages and stage not in skipped
     ]
+    if recipe.takes_prior and "inversion" in stages and "inversion" not in skipped:
+        content["SusceptibilityPrior"] = f"middle of the plausible range in regions of {Path(recipe.atlas).name}, 0 elsewhere"
     return content
 
 

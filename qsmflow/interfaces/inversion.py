@@ -16,6 +16,7 @@ class _InvertFieldInputSpec(StageInputSpec):
     field_error = File(exists=True, desc="standard deviation of the field, ppm (X, Y, Z)")
     magnitude = File(exists=True, desc="magnitude of all echoes (X, Y, Z, E)")
     r2star = File(exists=True, desc="R2*, 1/s (X, Y, Z)")
+    chi_prior = File(exists=True, desc="expected susceptibility, ppm (X, Y, Z)")
     b0 = traits.Float(desc="main field strength, T")
     echo_times = traits.List(traits.Float, desc="echo times, s")
 

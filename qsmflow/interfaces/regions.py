@@ -12,6 +12,7 @@ from nipype.interfaces.base import BaseInterfaceInputSpec, File, SimpleInterface
 from qsmflow.algorithms.regions import STATISTICS, region_statistics, region_voxels
 from qsmflow.bids.atlas import read_atlas, region_indices
 from qsmflow.interfaces import images
+from qsmflow.reports.quality import plausible
 
 _WHAT = {
     "chi": "susceptibility relative to the chosen reference, ppm",
@@ -127,4 +128,32 @@ class PickRegion(SimpleInterface):
             indices = region_indices(self.inputs.region, read_atlas(self.inputs.atlas))
             mask = np.isin(images.read(self.inputs.labels, np.int32), indices)
         self._results["mask"] = images.write(Path(runtime.cwd) / "region.nii", mask, grid)
+        return runtime
+
+
+class _ExpectRegionsInputSpec(BaseInterfaceInputSpec):
+    atlas = traits.Str(mandatory=True, desc="name or path of the atlas, for the names of its regions")
+    labels = File(exists=True, mandatory=True, desc="segmentation in the space of the gradient-echo images (X, Y, Z)")
+
+
+class _ExpectRegionsOutputSpec(TraitedSpec):
+    chi_prior = File(exists=True, desc="expected susceptibility, ppm (X, Y, Z)")
+
+
+class ExpectRegions(SimpleInterface):
+    """Give every region the middle of its plausible range, and 0 to all other tissue.
+
+    A change of the ranges changes what an inversion with this prior gives: raise the ``version`` of its row then.
+    """
+
+    input_spec = _ExpectRegionsInputSpec
+    output_spec = _ExpectRegionsOutputSpec
+
+    def _run_interface(self, runtime):
+        labels, grid = images.read(self.inputs.labels, np.int32), images.read_grid(self.inputs.labels)
+        expected = np.zeros(labels.shape, np.float32)
+        for index, (name, _) in read_atlas(self.inputs.atlas).regions.items():
+            if known := plausible(name):
+                expected[labels == index] = known.middle
+        self._results["chi_prior"] = images.write(Path(runtime.cwd) / "chi_prior.nii", expected, grid)
         return runtime

@@ -279,7 +279,12 @@ class _Results:
                 *inputs.unwrapping_notices,
                 *inputs.pass_notices,
             ],
-            "warnings": [*inputs.loaded.get("warnings", []), *inputs.warnings, *quality.warnings(values)],
+            "warnings": [
+                *inputs.loaded.get("warnings", []),
+                *inputs.warnings,
+                *quality.warnings(values),
+                *[quality.PRIOR] * (recipe.takes_prior and "chi" in self.arrays),
+            ],
             "inputs": {
                 "echo_times": self.echo_times,
                 "b0": inputs.b0,

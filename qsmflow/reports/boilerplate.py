@@ -41,6 +41,8 @@ REGISTRATIONS = {
     "native": ("The labels were given in the space of the gradient-echo images.", ()),
 }
 
+_REGION_VALUES = " Mean, standard deviation, median, trimmed mean and percentiles were computed in every region."
+
 #: Citations of atlases that come with the package.
 _ATLASES = {"CIT168": ("pauli2018",)}
 
@@ -199,13 +201,13 @@ def methods_text(
             " with cubic splines, and all of them combined to one susceptibility map by weighted least squares (COSMOS"
             " [@liu2009])."
         )
-    if registration and "rois" in recipe.outputs:
+    if registration and ("rois" in recipe.outputs or recipe.takes_prior):
         sentence, citations = REGISTRATIONS[registration]
         atlas = recipe.atlas if recipe.atlas in _ATLASES else f"user's ({_file_name(recipe.atlas)})"
         paragraphs.append(
             f"Regions were taken from the {atlas} atlas{_cite(_ATLASES.get(recipe.atlas, ()))}. "
             + _with_citations(sentence, citations)
-            + " Mean, standard deviation, median, trimmed mean and percentiles were computed in every region."
+            + (_REGION_VALUES if "rois" in recipe.outputs else "")
         )
     text = "\n\n".join(part for part in paragraphs if part) + "\n"
     return text, cited(text)

@@ -227,6 +227,14 @@ def polarity(metrics: Mapping[str, float | None]) -> dict[str, float]:
     return {"polarity": sum(math.copysign(1, vote) for vote in votes) / len(votes)} if votes else {}
 
 
+#: What a reader must know where the inversion took the middle of the plausible ranges as prior.
+PRIOR = {
+    "what": "the map was drawn towards the plausible ranges, because its inversion took their middle as prior:"
+    " that regions lie in their ranges says less here than for other maps",
+    "remedy": "compare with a map without prior (--inversion tgv) before you draw conclusions from the values of the nuclei",
+}
+
+
 @dataclass(frozen=True)
 class Plausible:
     """A structure and its plausible range of susceptibility in adults, ppm."""
@@ -234,6 +242,11 @@ class Plausible:
     structure: str
     low: float
     high: float
+
+    @property
+    def middle(self) -> float:
+        """Middle of the range, ppm."""
+        return (self.low + self.high) / 2
 
     def holds(self, value: float) -> bool:
         """Whether a value lies in the range, give or take :data:`SLACK`."""

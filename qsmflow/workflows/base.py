@@ -20,7 +20,7 @@ from qsmflow.interfaces.field import TakeField
 from qsmflow.interfaces.inputs import PARTS, LoadAcquisition
 from qsmflow.interfaces.magnitude import CombineMagnitude
 from qsmflow.interfaces.readout import CorrectReadout
-from qsmflow.interfaces.regions import PickRegion, TabulateRegions
+from qsmflow.interfaces.regions import ExpectRegions, PickRegion, TabulateRegions
 from qsmflow.interfaces.registration import Warp
 from qsmflow.interfaces.relaxometry import MapRelaxation
 from qsmflow.interfaces.reports import AcquisitionReport
@@ -251,6 +251,10 @@ class _Acquisition:
             node = make_node(pick, "reference_region", volumes=3, voxels=plan.voxels)
             self.feed(node, labels="labels", like="combined")
             self.gain(node, region="mask")
+        if plan.recipe.takes_prior:
+            expect = make_node(ExpectRegions(atlas=plan.recipe.atlas), "chi_prior", volumes=4, voxels=plan.voxels)
+            self.feed(expect, labels="labels")
+            self.gain(expect, chi_prior="chi_prior")
         background = plan.method("background") if plan.runs("background") else None
         methods = (background, plan.method("inversion"), plan.method("reference") if plan.runs("reference") else None)
         settings = {"echo_times": self.echo_times, "b0": plan.acquisition.b0, **self.needs}
@@ -264,6 +268,7 @@ class _Acquisition:
         self.feed(chain, field=field, field_error="field_error", magnitude="magnitude", mask="mask", region="region")
         if plan.runs("relaxometry"):
             self.feed(chain, r2star="r2star")
+        self.feed(chain, chi_prior="chi_prior")
         self.gain(chain, chi="chi", qsm_mask="mask", **({} if plan.recipe.single_step else {"local_field": "local_field"}))
         if plan.runs("reference"):
             self.gain(chain, shift="shift")
@@ -279,7 +284,7 @@ class _Acquisition:
             self.gain(node, swi="swi", minip="minip", phase_mask="phase_mask")
 
     def table(self) -> None:
-        if "labels" in self.have and "chi" in self.have:
+        if {"labels", "chi"} <= set(self.have) and "rois" in self.plan.recipe.outputs:
             node = make_node(TabulateRegions(atlas=self.plan.recipe.atlas), "tabulate", volumes=8, voxels=self.plan.voxels)
             self.feed(node, labels="labels", chi="chi", mask="qsm_mask", r2star="r2star")
             self.gain(node, regions="table", region_dictionary="dictionary", region_names="names")
@@ -339,7 +344,8 @@ class _Acquisition:
         wanted |= {"swi": "swi", "minip": "minip", "phase_mask": "phase_mask"}
         if "qsm" in plan.recipe.outputs:
             wanted |= {"chi": "chi", "qsm_mask": "qsm_mask", "total_field": "total_field", "local_field": "local_field"}
-        wanted |= {"labels": "labels", "labels_table": "region_names", "region_table": "regions"}
+        if "rois" in plan.recipe.outputs:
+            wanted |= {"labels": "labels", "labels_table": "region_names", "region_table": "regions"}
         products = {product: (source, {}) for product, source in wanted.items() if source in self.have}
         if "chi" in products:
             products["field_magnitude"] = ("combined", {})

@@ -51,8 +51,8 @@ def init_inversion_wf(
     field, field_error, magnitude, mask : file
         Total field (local, if that is what the inversion gets without ``background``) and its standard deviation, ppm;
         magnitude of all echoes; where the field is known.
-    r2star, region : file
-        R2* and the reference region, for methods that need them.
+    r2star, chi_prior, region : file
+        R2*, the expected susceptibility and the reference region, for methods that need them.
 
     Outputs
     -------
@@ -66,7 +66,7 @@ def init_inversion_wf(
         What the reference subtracted, ppm (with ``reference``).
     """
     workflow = Workflow(name=name)
-    fields = ["field", "field_error", "magnitude", "mask", "r2star", "region"]
+    fields = ["field", "field_error", "magnitude", "mask", "r2star", "chi_prior", "region"]
     inputs = Node(IdentityInterface(fields=fields), name="inputnode")
     single_step = registry.find("inversion", inversion.name).from_total_field
     results = ["local_field"] * (not single_step) + ["chi", "mask"] + ["shift"] * bool(reference)
@@ -75,8 +75,8 @@ def init_inversion_wf(
     inverting = method_node(InvertField, "inversion", inversion, volumes=60 + len(echo_times), **needs)
     inverting.inputs.trait_set(b0=b0, echo_times=list(echo_times))
     workflow.connect([(inputs, inverting, [("field_error", "field_error"), ("magnitude", "magnitude")])])
-    if "r2star" in registry.find("inversion", inversion.name).arrays:
-        workflow.connect(inputs, "r2star", inverting, "r2star")
+    for name in {"r2star", "chi_prior"} & set(registry.find("inversion", inversion.name).arrays):
+        workflow.connect(inputs, name, inverting, name)
     field, mask = (inputs, "field"), (inputs, "mask")
     if background:
         removal = method_node(RemoveBackground, "background_removal", background, volumes=40, **needs)
@@ -119,7 +119,7 @@ def init_two_pass_wf(
 
     Inputs
     ------
-    field, field_error, magnitude, mask, r2star, region : file
+    field, field_error, magnitude, mask, r2star, chi_prior, region : file
         As for :func:`init_inversion_wf`.
     quality : file
         ROMEO quality.
@@ -136,7 +136,7 @@ def init_two_pass_wf(
         What a user should know about the passes.
     """
     workflow = Workflow(name="susceptibility_wf")
-    fields = ["field", "field_error", "magnitude", "mask", "quality", "r2star", "region"]
+    fields = ["field", "field_error", "magnitude", "mask", "quality", "r2star", "chi_prior", "region"]
     inputs = Node(IdentityInterface(fields=fields), name="inputnode")
     single_step = registry.find("inversion", inversion.name).from_total_field
     results = ["local_field"] * (not single_step) + ["chi", "mask"] + ["shift"] * bool(reference) + ["measured", "notices"]
@@ -146,7 +146,8 @@ def init_two_pass_wf(
     settings = {"echo_times": echo_times, "b0": b0, "voxels": voxels, "threads": threads}
     for prefix, name, source in (("first", "reliable_wf", reliable), ("second", "whole_wf", inputs)):
         chain = init_inversion_wf(background, inversion, None, name=name, **settings)
-        shared = [(field, f"inputnode.{field}") for field in ("field", "field_error", "magnitude", "r2star")]
+        passed = ("field", "field_error", "magnitude", "r2star", "chi_prior")
+        shared = [(field, f"inputnode.{field}") for field in passed]
         workflow.connect([
             (inputs, chain, shared),
             (source, chain, [("mask", "inputnode.mask")]),

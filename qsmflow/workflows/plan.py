@@ -15,6 +15,7 @@ from qsmflow.config import Execution, Recipe
 from qsmflow.expression import parse
 from qsmflow.interfaces.images import Grid, read_grid
 from qsmflow.reports.boilerplate import COMBINED
+from qsmflow.reports.quality import plausible
 
 #: A field of view whose second-longest side is below this is a patch of a head: no brain extraction, no atlas, mm.
 _HEAD = 120.0
@@ -129,9 +130,15 @@ def plan_acquisition(acquisition: Acquisition, recipe: Recipe, execution: Execut
     if "brain_mask" in given and not recipe.mask_file:
         skipped["mask"] = "the mask was given"
     atlas, regions = None, ""
-    if "rois" in recipe.outputs and "qsm" in recipe.outputs:
+    prior = recipe.takes_prior and "inversion" not in skipped
+    if {"rois", "qsm"} <= set(recipe.outputs) or prior:
         atlas = read_atlas(recipe.atlas)
         regions, reason = _regions(acquisition, atlas, grid, given, whole and magnitude)
+        if prior and not (regions and any(plausible(name) for name, _ in atlas.regions.values())):
+            why = f"{recipe.inversion} needs regions of known susceptibility, and there are none: "
+            why += reason or f"the names of atlas {atlas.name} are not known"
+            skipped |= dict.fromkeys((*_TO_CHI, *["swi"] * recipe.weights_chi), why)
+            notices.append(f"no susceptibility, because {why}")
         if not regions:
             atlas = None
             notices.append(f"no regions: {reason}")

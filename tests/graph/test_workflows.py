@@ -177,6 +177,34 @@ def test_two_passes(study, inversion, removals):
     assert saved(graph) == SAVED - ({"local_field"} if not removals else set())
 
 
+@pytest.mark.parametrize("outputs", [("qsm", "rois"), ("qsm",)])
+@pytest.mark.parametrize("two_pass", [False, True])
+def test_prior_from_the_atlas(study, outputs, two_pass):
+    """The labels come before the inversion, and are saved only where they are asked for."""
+    study.scan()
+    graph = study.graph(Recipe(inversion="qsip", outputs=outputs, two_pass=two_pass))
+    assert {LABELS, "chi_prior"} <= names(graph)
+    inversions = [n for n in graph if n.name == "inversion"]
+    assert len(inversions) == 1 + two_pass
+    for inversion in inversions:
+        edges = graph.in_edges(inversion, data=True)
+        assert ["chi_prior"] == [s.name for s, _, edge in edges if any(field == "chi_prior" for _, field in edge["connect"])]
+    assert ({"labels", "labels_table", "region_table"} & saved(graph) != set()) == ("rois" in outputs)
+    assert "SusceptibilityPrior" in node(graph, "save_chi").inputs.metadata
+    assert "SusceptibilityPrior" not in node(graph, "save_brain_mask").inputs.metadata
+
+
+def test_no_prior_without_regions(study, native_atlas):
+    """Of part of a head, and from an atlas of unknown names: no map with another prior than that of the others."""
+    study.scan(fov=PATCH)
+    study.scan(sub="02")
+    for sub, settings in (("01", {}), ("02", {"atlas": native_atlas})):
+        graph = study.graph(Recipe(inversion="qsip", **settings))
+        assert not {"chi_prior", INVERT} & names(graph, sub)
+        notices = node(graph, f"sub_{sub}.report").inputs.notices
+        assert any(notice.startswith("no susceptibility, because qsip needs regions") for notice in notices)
+
+
 def test_no_t1w(study):
     study.scan()
     found = names(study.graph(Recipe()))

@@ -11,7 +11,7 @@ from qsmflow.errors import UsageError
 from qsmflow.interfaces import images
 from qsmflow.interfaces.field import TakeField
 from qsmflow.interfaces.masking import CheckMask
-from qsmflow.interfaces.regions import PickRegion, TabulateRegions
+from qsmflow.interfaces.regions import ExpectRegions, PickRegion, TabulateRegions
 
 GRID = images.Grid((10, 10, 10), np.diag([-2.0, 1.0, 3.0, 1.0]))
 
@@ -57,6 +57,13 @@ def test_reference_region_by_name_and_index(files, region, indices):
 def test_unknown_reference_region_gets_the_nearest_name(files):
     with pytest.raises(UsageError, match="did you mean 'Pu_L'"):
         PickRegion(region="Pu_l", atlas="CIT168", labels=files["labels"], like=files["chi"]).run()
+
+
+def test_prior_is_the_middle_of_the_range(files):
+    prior = images.read(ExpectRegions(atlas="CIT168", labels=files["labels"]).run().outputs.chi_prior)
+    labels = images.read(files["labels"], int)
+    assert np.allclose(prior[labels == 1], 0.07)  # Pu_L, 0.03 to 0.11
+    assert not prior[labels == 0].any()
 
 
 def test_given_mask_is_checked(files, tmp_path):

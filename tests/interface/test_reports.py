@@ -118,6 +118,14 @@ def test_metrics_of_a_known_object(tmp_path, monkeypatch, files):
     assert not {"registration_template", "registration_t1w"} & set(metrics)  # not given here
 
 
+def test_a_prior_from_the_ranges_is_told_beside_them(tmp_path, monkeypatch, files):
+    told = run(tmp_path, monkeypatch, files, pictures=False, recipe=Recipe(inversion="qsip").to_toml())[1]["warnings"]
+    assert any("took their middle as prior" in warning["what"] for warning in told)
+    assert not any(
+        "as prior" in warning["what"] for warning in run(tmp_path, monkeypatch, files, pictures=False)[1]["warnings"]
+    )
+
+
 def test_spoiled_results_move_the_metrics(tmp_path, monkeypatch, files, grid):
     """Noise widens the spread, a reversed sign turns the polarity, and a poor match is told with what to do."""
     chi, mask = images.read(files["chi"]), images.read(files["mask"], bool)

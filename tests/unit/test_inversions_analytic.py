@@ -26,6 +26,7 @@ WEAK = {
     "rts": (0.65, 0.9),
     "ndi": (0.6, 0.9),
     "ilsqr": (0.6, 1.0),
+    "qsip": (0.45, 0.9),
 }
 FAITHFUL = (0.85, 1.1)
 
@@ -55,6 +56,7 @@ def invert(name, field, b0_dir, source):
     magnitude = np.repeat((100 - 20 * source * MASK)[..., None], 3, axis=-1).astype(np.float32)
     error = np.full(field.shape, CHI / 100, np.float32)
     arrays = {"local_field": field, "total_field": field, "mask": MASK, "field_error": error, "magnitude": magnitude}
+    arrays["chi_prior"] = np.zeros_like(field)  # the data alone
     context = CONTEXT | {"b0_dir": b0_dir}
     return registry.apply("inversion", name, arrays=arrays, context=context, parameters={})["chi"]
 

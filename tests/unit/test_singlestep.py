@@ -1,6 +1,7 @@
 """Single-step inversions: operators and their adjoints, blindness for the background, known sources, and the stopping rules."""
 
 import inspect
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,7 +10,9 @@ from scipy import ndimage as ndi
 from qsmflow import registry
 from qsmflow.algorithms import fourier, operators, simulation
 from qsmflow.algorithms.dipole import forward_field
+from qsmflow.algorithms.inversion import admm
 from qsmflow.algorithms.singlestep import second_order, sharp, tgv
+from qsmflow.algorithms.singlestep.qsip import qsip
 
 METHODS = ("sstv", "sstgv", "tgv")
 SHAPE, SIZE, TILTED = (26, 28, 24), (2.0, 2.0, 2.5), (0.0, 0.6, 0.8)
@@ -211,3 +214,58 @@ def test_both_generalised_variations_have_the_same_defaults():
     defaults = [inspect.signature(function).parameters for function in (sharp.sstgv, tgv.tgv)]
     assert defaults[0]["lambda_"].default == defaults[1]["lambda_"].default
     assert defaults[0]["ratio"].default == defaults[1]["ratio"].default
+
+
+def test_prior_that_is_the_truth_comes_back(head):
+    """Tilted field, anisotropic voxels; the background has no part in it."""
+    mask, chi, _ = head
+    field = forward_field(chi, voxel_size=SIZE, b0_dir=TILTED, space="image") + background(SHAPE)
+    found = qsip_map(field, mask, chi, tolerance=1e-5, iterations=1000)
+    assert abs(found - (chi - chi[mask].mean()))[mask].max() < 0.01 * chi.max()
+
+
+def test_a_prior_fills_in_what_the_data_do_not_say(head):
+    """Linear in the prior, which a large weight gives back; without one, a background makes nothing."""
+    mask, chi, field = head
+    none, half, full = (qsip_map(field, mask, np.float32(share) * chi) for share in (0, 0.5, 1))
+    inside = chi > 0.099
+    np.testing.assert_allclose(half, (none + full) / 2, atol=1e-3)
+    assert 0.03 < none[inside].mean() < 0.08 < full[inside].mean() < 0.12
+    assert abs(qsip_map(background(SHAPE), mask, 0 * chi)).max() < 0.01 * chi.max()
+    heavy = qsip_map(0 * field, mask, chi, lambda_=1e6)
+    assert np.linalg.norm(heavy - chi + chi[mask].mean() * mask) < 0.1 * np.linalg.norm(chi)
+    flipped = qsip_map(-field, mask, -chi, b0_dir=tuple(-b for b in TILTED))
+    np.testing.assert_allclose(flipped, -full, atol=1e-4)
+
+
+def test_qsip_solves_the_least_squares_of_the_laplacian():
+    """Against normal equations of all unknowns, with the covariance that white noise in the field gives its Laplacian."""
+    shape, size, weight = (7, 8, 6), (6.0, 5.0, 7.0), 0.01
+    mask = np.ones(shape, bool)
+    mask[0, 0], mask[-1, :, -1] = False, False
+    field, prior = random(*shape), np.float32(0.5) * random(*shape) * mask
+    grid = replace(admm.Grid(shape, size, TILTED), space="image")
+    inside = ndi.binary_erosion(mask)
+    used = np.flatnonzero(grid.pad(ndi.binary_dilation(inside)))
+    unit = np.eye(np.prod(grid.shape), dtype=np.float32).reshape(-1, *grid.shape)
+    rows = np.flatnonzero(grid.pad(inside))
+    laplace = np.stack([fourier.irfftn(-operators.gradient_power(grid.shape, size) * fourier.rfftn(e, grid.shape), grid.shape)
+                        for e in unit]).reshape(len(unit), -1).astype(float)[:, rows].T  # fmt: skip
+    dipole = np.stack([grid.forward(e) for e in unit]).reshape(len(unit), -1).astype(float).T
+    stiff = np.stack([fourier.irfftn(operators.gradient_power(grid.shape, size) * fourier.rfftn(e, grid.shape), grid.shape)
+                      for e in unit]).reshape(len(unit), -1).astype(float)  # fmt: skip
+    known = laplace[:, used]
+    inverse = np.linalg.inv(known @ known.T)
+    model, start = laplace @ dipole, grid.pad(prior).ravel().astype(float)
+    data = known @ grid.pad(field).ravel()[used]
+    right = model.T @ inverse @ (data - model @ start)
+    want = start + np.linalg.lstsq(model.T @ inverse @ model + weight * stiff, right, rcond=1e-9)[0]
+    want = grid.crop(want.reshape(grid.shape), mask)
+    found = qsip_map(field, mask, prior, voxel_size=size, lambda_=weight, peel=0, iterations=500, tolerance=1e-6)
+    error = (found - (want - want[mask].mean()))[mask]
+    assert np.linalg.norm(error) < 0.02 * np.linalg.norm(want[mask] - want[mask].mean())
+
+
+def qsip_map(field, mask, prior, *, voxel_size=SIZE, b0_dir=TILTED, **parameters):
+    error = np.ones(mask.shape, np.float32)
+    return qsip(field, mask, error, prior, voxel_size=voxel_size, b0_dir=b0_dir, **parameters)

@@ -3,7 +3,7 @@
 All of them minimise ``data(D chi) + penalty(grad chi)``. Both arguments are split off; an iteration is one division in
 k-space for the susceptibility and one step voxel by voxel for each part:
 
-- a *penalty* (:class:`Variation`, :class:`GeneralisedVariation`) owns the split gradient,
+- a *penalty* (:class:`Variation`, :class:`GeneralisedVariation`; :class:`Deviation` needs no split) owns the split gradient,
 - a *data term* (:class:`Residual` with one of its steps, :class:`Anchor`) owns the split field.
 
 Everything is in ppm and mm, whatever the field strength and voxel size.
@@ -15,6 +15,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Literal
 
 import numpy as np
 from numba import njit, prange
@@ -53,6 +54,7 @@ class Grid:
     size: tuple[int, ...]
     voxel_size: tuple[float, ...]
     b0_dir: tuple[float, ...]
+    space: Literal["kspace", "image"] = "kspace"
 
     @cached_property
     def shape(self) -> tuple[int, ...]:
@@ -62,7 +64,7 @@ class Grid:
     @cached_property
     def kernel(self) -> np.ndarray:
         """Half spectrum of the dipole."""
-        return dipole_kernel(self.shape, voxel_size=self.voxel_size, b0_dir=self.b0_dir)
+        return dipole_kernel(self.shape, voxel_size=self.voxel_size, b0_dir=self.b0_dir, space=self.space)
 
     @cached_property
     def inverse_size(self) -> tuple[np.float32, ...]:
@@ -160,6 +162,25 @@ class GeneralisedVariation:
         return out
 
 
+class Deviation:
+    """``weight/2 ||grad(chi - prior)||^2``: quadratic, so that nothing is split off."""
+
+    relaxation = _RELAXATION
+
+    def __init__(self, grid: Grid, weight: float, prior: np.ndarray):
+        self.strength = np.float32(weight)
+        gradient, self.right = np.empty((3, *grid.shape), np.float32), np.empty(grid.shape, np.float32)
+        operators.gradient(grid.pad(prior), grid.inverse_size, gradient)
+        operators.divergence(gradient, grid.inverse_size, self.right)
+
+    def step(self, chi: np.ndarray) -> None:
+        """Nothing to do."""
+
+    def pull(self) -> np.ndarray:
+        """Adjoint gradient of what the gradient of the susceptibility is pulled to."""
+        return self.right
+
+
 class Residual:
     """A data term of ``D chi`` and a measured field (padded, with weights), by one of the steps of :mod:`.misfit`."""
 
@@ -251,7 +272,7 @@ def begin(grid: Grid, data: Residual | Anchor, penalty: Variation | GeneralisedV
 def minimise(
     grid: Grid,
     data: Residual | Anchor,
-    penalty: Variation | GeneralisedVariation,
+    penalty: Variation | GeneralisedVariation | Deviation,
     *,
     mask: np.ndarray,
     iterations: int,
@@ -268,7 +289,7 @@ def minimise(
         The padded grid.
     data : Residual or Anchor
         Data term; its state is changed.
-    penalty : Variation or GeneralisedVariation
+    penalty : Variation, GeneralisedVariation or Deviation
         Penalty; its state is changed.
     mask : ndarray of bool, (X, Y, Z)
         Where the susceptibility must settle.
