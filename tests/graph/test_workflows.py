@@ -188,7 +188,7 @@ def test_prior_from_the_atlas(study, outputs, two_pass):
     assert len(inversions) == 1 + two_pass
     for inversion in inversions:
         edges = graph.in_edges(inversion, data=True)
-        assert ["chi_prior"] == [s.name for s, _, edge in edges if any(field == "chi_prior" for _, field in edge["connect"])]
+        assert [s.name for s, _, edge in edges if any(field == "chi_prior" for _, field in edge["connect"])] == ["chi_prior"]
     assert ({"labels", "labels_table", "region_table"} & saved(graph) != set()) == ("rois" in outputs)
     assert "SusceptibilityPrior" in node(graph, "save_chi").inputs.metadata
     assert "SusceptibilityPrior" not in node(graph, "save_brain_mask").inputs.metadata
