@@ -67,6 +67,8 @@ def from_truth(head: Head) -> None:
     for name in registry.names("inversion"):
         made = apply(head, "inversion", name, **arrays, **fields)
         rows[registry.find("inversion", name).from_total_field].append([name, *chi_score(made["chi"], truth)])
+    made = apply(head, "inversion", "qsip", **{**arrays, "chi_prior": np.zeros(head.grid.shape, np.float32)}, **fields)
+    rows[True].append(["qsip, prior 0", *chi_score(made["chi"], truth)])
     table("Inversion of the true local field", ["method", *CHI_TITLES], rows[False])
     for background in registry.names("background"):
         made = apply(head, "background", background, **arrays, total_field=truth["total_field"])
