@@ -78,9 +78,10 @@ def qsip(
     inside see of it, and not reported; there and in the peeled layers little but the penalty acts. The map is linear in the
     field and in the prior: where the data say little, a region takes over a share of the difference that the prior expects.
 
-    Of the published method, the model in image space, the Laplacian and a prior from an atlas are taken over; the paper itself
-    was not read, and its norms, atlas and solver may differ. The squared gradient of the deviation, which lets it vary slowly at will, and the weighting are
-    choices made here. An iteration is that of :func:`qsmflow.algorithms.singlestep.tgv.tgv` without its split gradient.
+    Of the published method, the model in image space, the Laplacian and a prior from an atlas are taken over from descriptions
+    of it; the paper itself was not read, and its norms, atlas and solver may differ. The squared gradient of the deviation,
+    which lets it vary slowly at will, and the weighting are choices made here. An iteration is that of
+    :func:`qsmflow.algorithms.singlestep.tgv.tgv` without its split gradient.
 
     References
     ----------
