@@ -67,7 +67,7 @@ def writable(name: str, path: Path) -> None:
         raise UsageError(f"{name}: {path} is a file")
     nearest = next(level for level in (path, *path.parents) if level.exists())
     if not os.access(nearest, os.W_OK | os.X_OK):
-        raise UsageError(f"{name}: no permission to write to {nearest}")
+        raise UsageError(f"{name}: no permission to write to {nearest}; give a folder that may be written to")
 
 
 def _own_dataset(output_dir: Path) -> None:

@@ -118,9 +118,10 @@ class Variation:
         operators.shrink_gradient(chi, self.grid.inverse_size, self.threshold, self.isotropic, self.relaxation, self.shifted)
 
     def pull(self) -> np.ndarray:
-        """Adjoint gradient of what the gradient of the susceptibility is pulled to."""
+        """Right-hand side of the quadratic step: ``strength`` times the adjoint gradient of the split less its dual."""
         out = np.empty(self.grid.shape, np.float32)
-        operators.split_divergence(self.shifted, self.grid.inverse_size, self.threshold, self.isotropic, out)
+        size = tuple(self.strength * n for n in self.grid.inverse_size)
+        operators.split_divergence(self.shifted, size, self.threshold, self.isotropic, out)
         return out
 
 
@@ -156,9 +157,9 @@ class GeneralisedVariation:
         self.target += self.vector
 
     def pull(self) -> np.ndarray:
-        """Adjoint gradient of what the gradient of the susceptibility is pulled to."""
+        """Right-hand side of the quadratic step."""
         out = np.empty(self.grid.shape, np.float32)
-        operators.divergence(self.target, self.grid.inverse_size, out)
+        operators.divergence(self.target, tuple(self.strength * n for n in self.grid.inverse_size), out)
         return out
 
 
@@ -171,13 +172,13 @@ class Deviation:
         self.strength = np.float32(weight)
         gradient, self.right = np.empty((3, *grid.shape), np.float32), np.empty(grid.shape, np.float32)
         operators.gradient(grid.pad(prior), grid.inverse_size, gradient)
-        operators.divergence(gradient, grid.inverse_size, self.right)
+        operators.divergence(gradient, tuple(self.strength * n for n in grid.inverse_size), self.right)
 
     def step(self, chi: np.ndarray) -> None:
         """Nothing to do."""
 
     def pull(self) -> np.ndarray:
-        """Adjoint gradient of what the gradient of the susceptibility is pulled to."""
+        """Right-hand side of the quadratic step."""
         return self.right
 
 
@@ -193,11 +194,9 @@ class Residual:
         """Diagonal of the quadratic step in k-space."""
         return self.grid.kernel**2
 
-    def add(self, spectrum: np.ndarray) -> None:
-        """Add the right-hand side of the quadratic step."""
-        data = fourier.rfftn(self.target, self.grid.shape)
-        data *= self.grid.kernel
-        spectrum += data
+    def solve(self, spectrum: np.ndarray, scale: np.ndarray) -> None:
+        """Quadratic step, in place: from the penalty's right-hand side to the susceptibility; ``scale`` is 1 / diagonal."""
+        _add_and_scale(spectrum, fourier.rfftn(self.target, self.grid.shape), self.grid.kernel, scale)
 
     def step(self, spectrum: np.ndarray, relaxation: np.float32) -> None:
         """Step the split field, given the spectrum of the susceptibility, which is used up."""
@@ -234,11 +233,11 @@ class HarmonicResidual(Residual):
         stiffness = self.penalty * (x[:, None, None] + y[:, None] + z) ** 2
         return self.grid.kernel**2 * (stiffness / (1 + stiffness))
 
-    def add(self, spectrum: np.ndarray) -> None:
-        """Add the right-hand side of the quadratic step; keep what h will need."""
+    def solve(self, spectrum: np.ndarray, scale: np.ndarray) -> None:
+        """Quadratic step, in place: from the penalty's right-hand side to the susceptibility; keep what h will need."""
         self.harmonic = fourier.rfftn(self.target, self.grid.shape)
         second = fourier.rfftn(self.second, self.grid.shape)
-        _eliminate(spectrum, self.harmonic, second, self.grid.kernel, self.symbols, self.penalty)
+        _eliminate(spectrum, self.harmonic, second, self.grid.kernel, self.symbols, self.penalty, scale)
 
     def step(self, spectrum: np.ndarray, relaxation: np.float32) -> None:
         """Step the split field and the split Laplacian, given the spectrum of the susceptibility, which is used up."""
@@ -255,9 +254,10 @@ class Anchor:
     def __init__(self, power: np.ndarray, anchor: np.ndarray):
         self.power, self.right = power, power * anchor
 
-    def add(self, spectrum: np.ndarray) -> None:
-        """Add the right-hand side of the quadratic step."""
+    def solve(self, spectrum: np.ndarray, scale: np.ndarray) -> None:
+        """Quadratic step, in place: from the penalty's right-hand side to the susceptibility; ``scale`` is 1 / diagonal."""
         spectrum += self.right
+        spectrum *= scale
 
     def step(self, spectrum: np.ndarray, relaxation: np.float32) -> None:
         """Nothing to do."""
@@ -317,9 +317,7 @@ def minimise(
     while iteration < iterations and reached >= tolerance:
         iteration += 1
         spectrum = fourier.rfftn(penalty.pull(), grid.shape)
-        spectrum *= penalty.strength
-        data.add(spectrum)
-        spectrum *= scale
+        data.solve(spectrum, scale)
         previous, chi = chi, fourier.irfftn(spectrum, grid.shape)
         reached = solvers.change(chi, previous, mask)
         del previous  # and what the steps use up: volumes less at the peak
@@ -391,8 +389,17 @@ def tune(
 
 
 @njit(parallel=True, cache=True)
-def _eliminate(spectrum, data, second, kernel, symbols, penalty):
-    """Right-hand side without h: added to ``spectrum``; ``data`` becomes h for a field of 0."""
+def _add_and_scale(spectrum, data, kernel, scale):
+    """``scale (spectrum + kernel data)`` into ``spectrum``."""
+    for i in prange(spectrum.shape[0]):
+        for j in range(spectrum.shape[1]):
+            for k in range(spectrum.shape[2]):
+                spectrum[i, j, k] = scale[i, j, k] * (spectrum[i, j, k] + kernel[i, j, k] * data[i, j, k])
+
+
+@njit(parallel=True, cache=True)
+def _eliminate(spectrum, data, second, kernel, symbols, penalty, scale):
+    """Right-hand side without h, added to ``spectrum`` and scaled; ``data`` becomes h for a field of 0."""
     x, y, z = symbols
     for i in prange(spectrum.shape[0]):
         for j in range(spectrum.shape[1]):
@@ -401,7 +408,8 @@ def _eliminate(spectrum, data, second, kernel, symbols, penalty):
                 stiffness = penalty * laplacian * laplacian
                 free = np.float32(1) / (np.float32(1) + stiffness)
                 pulled = penalty * laplacian * free * second[i, j, k]
-                spectrum[i, j, k] += kernel[i, j, k] * (stiffness * free * data[i, j, k] - pulled)
+                pull = kernel[i, j, k] * (stiffness * free * data[i, j, k] - pulled)
+                spectrum[i, j, k] = scale[i, j, k] * (spectrum[i, j, k] + pull)
                 data[i, j, k] = free * data[i, j, k] + pulled
 
 
