@@ -147,7 +147,7 @@ def sstgv(
     max_radius: float = 12.0,
     min_radius: float = 1.5,
     iterations: int = 100,
-    tolerance: float = 1e-2,
+    tolerance: float = 5e-3,
     weighted: bool = True,
 ) -> np.ndarray:
     """Susceptibility from the total field in a single step, regularised by second-order total generalised variation.

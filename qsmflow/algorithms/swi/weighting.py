@@ -191,6 +191,7 @@ def clearswi(
         signal = magnitude[..., e].astype(np.float32, copy=False)
         total += signal * high_pass(unwrapped[..., e], mask, voxel_size=voxel_size, sigma=sigma)
         times += signal * np.float32(te)
+    del unwrapped
     rate = np.divide(total, times, out=np.zeros_like(total), where=mask & (times > 0))
     weight = phase_mask(rate * np.float32(_DOSE / b0), mask, shape=shape, power=power)
     combined = root_sum_of_squares(magnitude)
