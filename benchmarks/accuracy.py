@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from heads import Head, apply_step, argument_parser, expected, load, run
+from heads import Head, apply_step, argument_parser, load, run
 from qsm_ci import qsm_eval
 from scipy import ndimage as ndi
 
@@ -21,6 +21,7 @@ from qsmflow import registry
 from qsmflow.algorithms.units import hz_per_ppm
 from qsmflow.config import RECIPES, Recipe
 from qsmflow.interfaces import images
+from qsmflow.interfaces.regions import expected_chi
 
 #: R2* is scored below this rate, 1/s: above it the signal is gone after one echo.
 _FAST_DECAY = 80.0
@@ -61,7 +62,7 @@ def from_truth(head: Head) -> None:
         score = field_score(made["local_field"], truth, "local_field")
         rows.append([name, score["nrmse"], score["xsim"], f"{kept:.0%}"])
     table("Background removal from the true total field", ["method", "NRMSE %", "XSIM", "mask kept"], rows)
-    arrays |= {"r2star": truth["r2star"], "chi_prior": expected(truth["nuclei"])}
+    arrays |= {"r2star": truth["r2star"], "chi_prior": expected_chi(truth["nuclei"], "CIT168")}
     fields = {name: truth[name] for name in ("total_field", "local_field")}
     rows: dict[bool, list[list]] = {False: [], True: []}
     for name in registry.names("inversion"):

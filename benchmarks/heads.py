@@ -16,10 +16,9 @@ from qsmflow.algorithms import masking
 from qsmflow.algorithms.scaling import phase_to_radians
 from qsmflow.algorithms.units import hz_per_ppm
 from qsmflow.algorithms.unwrap.romeo import quality_map
-from qsmflow.bids.atlas import read_atlas
 from qsmflow.config import Recipe
 from qsmflow.interfaces import images
-from qsmflow.reports.quality import plausible
+from qsmflow.interfaces.regions import expected_chi
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -143,16 +142,6 @@ def _move(volume: np.ndarray, brain: np.ndarray, fine: tuple[int, ...], grid: im
     return ndi.affine_transform(volume, matrix, offset, order=3, mode="nearest")
 
 
-def expected(nuclei: np.ndarray) -> np.ndarray:
-    """The prior that an atlas gives: the middle of the plausible ranges in the true nuclei, 0 elsewhere."""
-    ranges = {index: plausible(name) for index, (name, _) in read_atlas("CIT168").regions.items()}
-    prior = np.zeros(nuclei.shape, np.float32)
-    for index, known in ranges.items():
-        if known:
-            prior[nuclei == index] = known.middle
-    return prior
-
-
 def run(recipe: Recipe, head: Head, apply: Callable | None = None) -> dict[str, object]:
     """The array work of a recipe from raw echoes; the true brain mask stands for the registered one.
 
@@ -160,7 +149,7 @@ def run(recipe: Recipe, head: Head, apply: Callable | None = None) -> dict[str, 
     that are no methods of a stage: ``("quality", "map")`` and ``("mask", "combine")``. Returns all arrays by name.
     """
     have = {"phase": head.phase, "magnitude": head.magnitude, "prior": head.aligned["brain"].astype(np.float32)}
-    have["chi_prior"] = expected(head.aligned["nuclei"])
+    have["chi_prior"] = expected_chi(head.aligned["nuclei"], "CIT168")
 
     def step(stage, name, **arrays):
         parameters = recipe.values(stage, name) if (stage, name) in recipe.methods else {}

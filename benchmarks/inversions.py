@@ -19,11 +19,12 @@ from pathlib import Path
 import numpy as np
 import speed
 from accuracy import CHI_TITLES, apply, chi_score, table
-from heads import Head, argument_parser, expected, load
+from heads import Head, argument_parser, load
 from matplotlib.figure import Figure
 
 from qsmflow import registry
 from qsmflow.config import Recipe
+from qsmflow.interfaces.regions import expected_chi
 
 #: Titles of the two inputs.
 _INPUTS = ("true local field", "field of the recipe")
@@ -71,7 +72,7 @@ def accuracy(
     """Print scores from both inputs; return the maps of each method, and its iterations on the field of the recipe."""
     true = {"mask": head.stored["brain"], "field_error": np.ones(head.grid.shape, np.float32), "magnitude": head.magnitude}
     true |= {name: head.stored[name] for name in ("local_field", "total_field", "r2star")}
-    true["chi_prior"] = expected(head.stored["nuclei"])
+    true["chi_prior"] = expected_chi(head.stored["nuclei"], "CIT168")
     maps: dict[str, list[np.ndarray]] = {name: [] for name in methods}
     iterations: dict[str, int] = {}
     counter = _Iterations()

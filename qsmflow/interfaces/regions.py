@@ -151,9 +151,15 @@ class ExpectRegions(SimpleInterface):
 
     def _run_interface(self, runtime):
         labels, grid = images.read(self.inputs.labels, np.int32), images.read_grid(self.inputs.labels)
-        expected = np.zeros(labels.shape, np.float32)
-        for index, (name, _) in read_atlas(self.inputs.atlas).regions.items():
-            if known := plausible(name):
-                expected[labels == index] = known.middle
+        expected = expected_chi(labels, self.inputs.atlas)
         self._results["chi_prior"] = images.write(Path(runtime.cwd) / "chi_prior.nii", expected, grid)
         return runtime
+
+
+def expected_chi(labels: np.ndarray, atlas: str) -> np.ndarray:
+    """The middle of the plausible range in every region of an atlas (name or path), ppm, 0 elsewhere; float32."""
+    expected = np.zeros(labels.shape, np.float32)
+    for index, (name, _) in read_atlas(atlas).regions.items():
+        if known := plausible(name):
+            expected[labels == index] = known.middle
+    return expected
