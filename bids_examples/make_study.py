@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Make ``study``: two simulated people, with the truth beside them.
 
-    python bids_examples/make_study.py [OUTPUT_DIR]
+    python bids_examples/make_study.py [OUTPUT_DIR] [--participant-label 01 02]
 
 Needs nothing but the installed package: its template and its simulation. The same call gives the same bytes.
 
@@ -141,13 +141,17 @@ def main() -> None:
     """Write the dataset."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("output", nargs="?", type=Path, default=Path(__file__).parent / "study")
-    root = parser.parse_args().output
+    everybody = [person.label for person in PEOPLE]
+    parser.add_argument("--participant-label", nargs="+", choices=everybody, default=everybody, help="whose images to make")
+    args = parser.parse_args()
+    root = args.output
     shutil.rmtree(root, ignore_errors=True)
     write_dataset(root)
     template = load_template()
     for person in PEOPLE:
-        print(f"sub-{person.label}")
-        simulate(person, template, root)
+        if person.label in args.participant_label:
+            print(f"sub-{person.label}")
+            simulate(person, template, root)
 
 
 def load_template() -> dict:
