@@ -54,6 +54,7 @@ ORIENTATION_ENTITIES = ("acq", "ses", "run")
 #: Stages whose method a recipe names directly (``mask`` is an expression of methods).
 _METHODS = (
     "coils", "readout", "offset", "unwrap", "check", "field", "relaxometry", "background", "inversion", "reference", "swi",
+    "separation",
 )  # fmt: skip
 
 
@@ -78,6 +79,7 @@ class Recipe:
     reference: str = "brain"
     reference_region: str = ""
     swi: str = "swi"
+    separation: str = "none"
     atlas: str = "CIT168"
     outputs: tuple[str, ...] = DEFAULT_OUTPUTS
     output_spaces: tuple[str, ...] = ("GRE", "MNI152NLin2009cAsym")
@@ -109,6 +111,8 @@ class Recipe:
         for name in self.output_spaces:
             if name not in SPACES:
                 raise UsageError(f"no output space '{name}'{nearest(name, SPACES)}")
+        if self.single_step and self._separates("local_field"):
+            raise UsageError(f"{self.separation} takes the local field, but {self.no_background}")
         if self.phase_sign not in ("auto", "+", "-"):
             raise UsageError(f"phase sign must be 'auto', '+' or '-', not '{self.phase_sign}'")
         if self.b0 is not None and not 0 < self.b0 < 30:
@@ -176,10 +180,19 @@ class Recipe:
         """Whether the susceptibility-weighted image is made from susceptibility (and not from phase)."""
         return self.swi != "none" and "chi" in registry.find("swi", self.swi).arrays
 
+    def _separates(self, array: str) -> bool:
+        """Whether the separation of sources takes an array."""
+        return self.separation != "none" and array in registry.find("separation", self.separation).arrays
+
     @property
     def needs_chi(self) -> bool:
         """Whether something that was asked for is made from susceptibility."""
-        return "qsm" in self.outputs or ("swi" in self.outputs and self.weights_chi)
+        return "qsm" in self.outputs or ("swi" in self.outputs and self.weights_chi) or self.separation != "none"
+
+    @property
+    def needs_r2star(self) -> bool:
+        """Whether something that was asked for is made from R2*."""
+        return "r2star" in self.outputs or (self.needs_chi and self.reference == "csf") or self._separates("r2star")
 
     @property
     def reliable_quality(self) -> float:
@@ -196,8 +209,9 @@ class Recipe:
         content = {key: _content(value) for key, value in asdict(replace(self, name="", parameters={})).items()}
         if self.single_step:
             del content["background"]
-        if not self.cosmos:
-            del content["cosmos"]
+        for key, idle in (("cosmos", ""), ("separation", "none")):
+            if content[key] == idle:
+                del content[key]
         if self.two_pass:
             content["two_pass"] = self.reliable_quality
         else:

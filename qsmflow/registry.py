@@ -172,6 +172,13 @@ STAGES = {
             ("swi", "minip", "phase_mask"),
             optional=True,
         ),
+        Stage(
+            "separation",
+            "source separation",
+            ("chi", "local_field", "mask", "field_error", "r2star", "r2"),
+            ("chi_para", "chi_dia", "rate"),
+            optional=True,
+        ),
     )
 }
 
@@ -675,6 +682,26 @@ ALGORITHMS = (
         ("gho2014",),
         "The magnitude of all echoes was weighted with the susceptibility of {source} sources (SMWI, threshold {threshold} ppm,"
         " power {power}), and projected by the minimum over slabs of {thickness} mm.",
+    ),
+    Algorithm(
+        "separation",
+        "r2starqsm",
+        "separation.rates:r2starqsm",
+        ("dimov2022", "dimov2022histology"),
+        "Paramagnetic and diamagnetic sources were told apart by R2*QSM: they cancel in the susceptibility and add up in the"
+        " part of R2* beyond R2 ({relaxivity} 1/s per ppm and tesla; where R2 was not measured, {baseline} 1/s, and 0 stands"
+        " for the median of what the susceptibility leaves).",
+    ),
+    Algorithm(
+        "separation",
+        "chisep",
+        "separation.chisep:chisep",
+        ("shin2021",),
+        "Paramagnetic and diamagnetic sources were fitted to the local field and to the part of R2* beyond R2 at once"
+        " (chi-separation with total variation of weight {lambda_} ppm mm; {relaxivity_para} and {relaxivity_dia} 1/s per ppm"
+        " and tesla; where R2 was not measured, {baseline} 1/s, and 0 stands for the median of what the susceptibility"
+        " leaves).",
+        experimental=True,
     ),
 )
 

@@ -112,6 +112,14 @@ PRODUCTS: dict[str, Product] = {
         "anat", "Chimap", "Magnetic susceptibility from several orientations of the head (COSMOS); 0 outside the mask.",
         "ppm", {"desc": "cosmos"}, (*_PHASE, "background", "reference"), stripped=True,
     ),
+    "chi_para": Product(
+        "anat", "Chimap", "Magnetic susceptibility of the paramagnetic sources of every voxel, 0 or more.",
+        "ppm", {"desc": "paramagnetic"}, (*_CHAIN, "relaxometry", "separation"), stripped=True,
+    ),
+    "chi_dia": Product(
+        "anat", "Chimap", "Magnetic susceptibility of the diamagnetic sources of every voxel, 0 or less.",
+        "ppm", {"desc": "diamagnetic"}, (*_CHAIN, "relaxometry", "separation"), stripped=True,
+    ),
     "r2star": Product(
         "anat", "R2starmap", "Effective transverse relaxation rate.",
         "1/s", stages=("coils", "mask", "relaxometry"), stripped=True,

@@ -243,7 +243,7 @@ def _number(text: str) -> float:
 def _recipe(options: argparse.Namespace) -> Recipe:
     """The named recipe with the changes of the command line."""
     base = Recipe.load(options.recipe)
-    stages = ("coils", "readout", "offset", "unwrap", "check", "field", "relaxometry", "background", "inversion", "swi")
+    stages = [name for name in registry.STAGES if name not in ("mask", "reference")]
     changes = {key: getattr(options, key) for key in (*stages, "b0", "phase_sign", "cosmos", "two_pass")}
     for key in ("mask", "atlas", "reference_region"):
         given = getattr(options, key)

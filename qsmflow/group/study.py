@@ -127,7 +127,7 @@ def _reference_region(cohort: Cohort, data: Data, model: Model, reference: str) 
 def _group_findings(table: pd.DataFrame, model: Model) -> tuple[str, ...]:
     if table.empty:
         return ("no region could be compared",)
-    found, unit = [], " ppm" if model.measure.startswith("chi") else ""
+    found, unit = [], " ppm" if model.measure.split("_")[0] in ("chi", "para", "dia") else ""
     for group, rows in table.groupby("group"):
         hits = rows[rows["q"] < model.fdr].sort_values("p")
         head = f"{group} against {rows['reference'].iloc[0]}: {len(hits)} of {len(rows)} regions differ (q < {model.fdr:g})"

@@ -136,6 +136,8 @@ _MAPS = {
     "chi": "susceptibility relative to the chosen reference, ppm",
     "chi_brain": "susceptibility relative to the mean of the whole brain mask, ppm",
     "r2star": "R2*, 1/s",
+    "para": "susceptibility of the paramagnetic sources, ppm",
+    "dia": "susceptibility of the diamagnetic sources, ppm",
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +34,7 @@ class StageInterface(SimpleInterface):
     def _run_interface(self, runtime):
         row = registry.find(self.stage, self.inputs.algorithm)
         files = {name: getattr(self.inputs, name) for name in row.arrays if isdefined(getattr(self.inputs, name))}
-        arrays = {name: images.read(path, bool if name in _BOOLEAN else np.float32) for name, path in files.items()}
+        arrays = self._arrays(files)
         grid = images.read_grid(next(iter(files.values())))
         results = registry.apply(
             self.stage, row.name, arrays=arrays, context=self._context(grid), parameters=self.inputs.parameters
@@ -43,6 +44,10 @@ class StageInterface(SimpleInterface):
                 value = images.write(Path(runtime.cwd) / f"{name}.nii", value, grid)
             self._results[name] = value
         return runtime
+
+    def _arrays(self, files: Mapping[str, str]) -> dict[str, np.ndarray]:
+        """What the files of the method's arrays hold."""
+        return {name: images.read(path, bool if name in _BOOLEAN else np.float32) for name, path in files.items()}
 
     def _context(self, grid: images.Grid) -> dict[str, object]:
         context = {"voxel_size": grid.voxel_size, "b0_dir": grid.b0_dir}

@@ -18,6 +18,8 @@ _WHAT = {
     "chi": "susceptibility relative to the chosen reference, ppm",
     "chi_brain": "susceptibility relative to the mean of the whole brain mask, ppm",
     "r2star": "R2*, 1/s",
+    "para": "susceptibility of the paramagnetic sources, ppm",
+    "dia": "susceptibility of the diamagnetic sources, ppm",
 }
 _HOW = {
     "mean": "mean",
@@ -35,6 +37,8 @@ class _TabulateRegionsInputSpec(BaseInterfaceInputSpec):
     chi = File(exists=True, mandatory=True, desc="referenced susceptibility, ppm (X, Y, Z)")
     mask = File(exists=True, mandatory=True, desc="where the susceptibility is known (X, Y, Z)")
     r2star = File(exists=True, desc="R2*, 1/s (X, Y, Z)")
+    chi_para = File(exists=True, desc="susceptibility of paramagnetic sources, ppm (X, Y, Z)")
+    chi_dia = File(exists=True, desc="susceptibility of diamagnetic sources, ppm (X, Y, Z)")
 
 
 class _TabulateRegionsOutputSpec(TraitedSpec):
@@ -54,8 +58,9 @@ class TabulateRegions(SimpleInterface):
         labels = images.read(self.inputs.labels, np.int32)
         mask, chi = images.read(self.inputs.mask, bool), images.read(self.inputs.chi)
         maps = {"chi": chi.ravel(), "chi_brain": chi.ravel() - chi[mask].mean(dtype=np.float64)}
-        if isdefined(self.inputs.r2star):
-            maps["r2star"] = images.read(self.inputs.r2star).ravel()
+        for key, name in (("r2star", "r2star"), ("para", "chi_para"), ("dia", "chi_dia")):
+            if isdefined(path := getattr(self.inputs, name)):
+                maps[key] = images.read(path).ravel()
         regions = read_atlas(self.inputs.atlas).regions
         rows = []
         for index, voxels in region_voxels(labels, mask, list(regions)).items():

@@ -41,6 +41,7 @@ _VOLUMES = {
     "mask": bool, "brain_mask": bool, "reference_region": bool, "quality": np.float32, "total_field": np.float32,
     "local_field": np.float32, "field_error": np.float32, "residual": np.float32, "chi": np.float32, "r2star": np.float32,
     "swi": np.float32, "minip": np.float32, "phase_mask": np.float32, "labels": np.int32, "matching": np.float32,
+    "chi_para": np.float32, "chi_dia": np.float32,
 }  # fmt: skip
 
 
@@ -58,6 +59,8 @@ class AcquisitionReportInputSpec(BaseInterfaceInputSpec):
     field_error = File(exists=True, desc="standard deviation of the total field, ppm")
     residual = File(exists=True, desc="misfit over the echoes, rad")
     chi = File(exists=True, desc="susceptibility, ppm")
+    chi_para = File(exists=True, desc="susceptibility of paramagnetic sources, ppm")
+    chi_dia = File(exists=True, desc="susceptibility of diamagnetic sources, ppm")
     r2star = File(exists=True, desc="R2*, 1/s")
     swi = File(exists=True, desc="susceptibility-weighted image")
     minip = File(exists=True, desc="minimum intensity projection of it")

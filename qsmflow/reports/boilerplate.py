@@ -332,8 +332,10 @@ def _wanted(recipe: Recipe, stage: str, skipped: Mapping[str, str]) -> bool:
         return False
     if stage == "swi":
         return "swi" in recipe.outputs and recipe.swi != "none"
+    if stage == "separation":
+        return recipe.separation != "none"
     if stage == "relaxometry":
-        return "r2star" in recipe.outputs or (recipe.reference == "csf" and recipe.needs_chi)
+        return recipe.needs_r2star
     return stage == "mask" or recipe.needs_chi
 
 

@@ -24,9 +24,9 @@ class Material:
 
     ``arrays`` holds what there is of ``magnitude`` (first echo), ``wrapped`` and ``unwrapped`` (first and last echo along the
     fourth axis, rad), ``brain``, ``mask`` (where susceptibility is given), ``quality``, ``total_field``, ``local_field``,
-    ``field_error`` (ppm), ``residual`` (rad), ``matching`` (%), ``chi`` (ppm), ``r2star`` (1/s), ``swi``, ``minip``,
-    ``phase_mask``, ``labels``. ``regions`` is what :func:`~qsmflow.reports.figures.regions_plot` takes; ``slab`` the thickness
-    of the projection, mm; ``label_names`` gives structure and index of every label.
+    ``field_error`` (ppm), ``residual`` (rad), ``matching`` (%), ``chi``, ``chi_para``, ``chi_dia`` (ppm), ``r2star`` (1/s),
+    ``swi``, ``minip``, ``phase_mask``, ``labels``. ``regions`` is what :func:`~qsmflow.reports.figures.regions_plot` takes;
+    ``slab`` the thickness of the projection, mm; ``label_names`` gives structure and index of every label.
     """
 
     arrays: Mapping[str, np.ndarray]
@@ -108,6 +108,17 @@ def _sensible(picture: Picture, material: Material) -> bool:
 def _chi(material: Material, *, limit: float) -> tuple[bytes, dict]:
     arrays = material.arrays
     rows = three_planes(material.view, arrays["chi"], window=(-limit, limit), unit="ppm", mask=arrays["mask"])
+    return montage(material.view, rows, tiles=4.6), {"reference": material.reference}
+
+
+def _sources(material: Material) -> tuple[bytes, dict]:
+    arrays = material.arrays
+    maps = {"paramagnetic": arrays["chi_para"], "diamagnetic": -arrays["chi_dia"]}
+    rows = [
+        Row(strength, plane, (0.0, 0.1), "ppm", title, mask=arrays["mask"])
+        for plane in ("axial", "coronal")
+        for title, strength in maps.items()
+    ]
     return montage(material.view, rows, tiles=4.6), {"reference": material.reference}
 
 
@@ -228,6 +239,14 @@ PICTURES = (
         "The same map in a wider window. Good: even grey, and only veins, microbleeds (bright) and calcifications (dark)"
         " reach the ends of the scale. Large bright or dark areas mean background field or unwrapping errors.",
         ("chi", "mask"), partial(_chi, limit=0.3),
+    ),
+    Picture(
+        "sources", "Chimap", "sources", "Paramagnetic and diamagnetic sources",
+        "How strong the sources of either sign are (0 to 0.1 ppm, without sign), where the susceptibility is relative to"
+        " {reference}. Good: iron-rich nuclei and veins are bright in the first and dark in the second, white matter is bright"
+        " in the second; cortex holds both. The same picture twice means that R2* decides alone: the rate of tissue without"
+        " sources is then too low. High values of both above the sinuses and the ears come from the field there.",
+        ("chi_para", "chi_dia", "mask"), _sources,
     ),
     Picture(
         "weighted", "T2starw", "swi", "Susceptibility-weighted image",

@@ -327,7 +327,13 @@ def _relative(path: Path, start: Path) -> str:
 
 
 def _axis(measure: str) -> str:
-    return {"chi": "susceptibility, ppm", "r2star": "R2*, 1/s"}.get(measure.split("_")[0], measure)
+    words = {
+        "chi": "susceptibility, ppm",
+        "para": "paramagnetic susceptibility, ppm",
+        "dia": "diamagnetic susceptibility, ppm",
+        "r2star": "R2*, 1/s",
+    }
+    return words.get(measure.split("_")[0], measure)
 
 
 def _order(names: pd.Series) -> dict[str, int]:

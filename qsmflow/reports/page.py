@@ -32,6 +32,7 @@ _TEMPLATES = Path(__file__).parent / "templates"
 #: Sections of an acquisition that show pictures: key in the figures' JSON files, title.
 _PICTURES = {
     "chi": "Susceptibility",
+    "sources": "Sources",
     "swi": "SWI",
     "r2star": "R2*",
     "fields": "Fields",

@@ -24,6 +24,7 @@ from qsmflow.interfaces.regions import ExpectRegions, PickRegion, TabulateRegion
 from qsmflow.interfaces.registration import Warp
 from qsmflow.interfaces.relaxometry import MapRelaxation
 from qsmflow.interfaces.reports import AcquisitionReport
+from qsmflow.interfaces.separation import SeparateSources
 from qsmflow.interfaces.swi import WeightMagnitude
 from qsmflow.workflows.failures import acquisition_workflow_name
 from qsmflow.workflows.field import init_field_wf
@@ -34,6 +35,9 @@ from qsmflow.workflows.nodes import make_node, method_node
 from qsmflow.workflows.outputs import init_outputs_wf
 from qsmflow.workflows.plan import Plan, plan_acquisition
 from qsmflow.workflows.regions import init_anatomy_wf, init_labels_wf, init_registration_wf
+
+#: What source separation gives.
+_SOURCES = ("chi_para", "chi_dia")
 
 _TRANSFORMS = ("forward", "forward_flags", "inverse", "inverse_flags")
 
@@ -105,6 +109,7 @@ def init_acquisition_wf(plan: Plan, execution: Execution) -> Workflow:
     graph.field()
     graph.regions()
     graph.susceptibility()
+    graph.separation()
     graph.weighting()
     graph.table()
     graph.report()
@@ -273,6 +278,17 @@ class _Acquisition:
         if plan.runs("reference"):
             self.gain(chain, shift="shift")
 
+    def separation(self) -> None:
+        plan = self.plan
+        if plan.runs("separation"):
+            node = method_node(SeparateSources, "separation", plan.method("separation"), volumes=40, **self.needs)
+            node.inputs.b0 = plan.acquisition.b0
+            if "r2" in plan.given:
+                node.inputs.r2 = plan.given["r2"]
+            same = ("chi", "local_field", "field_error", "r2star")
+            self.feed(node, mask="qsm_mask", **{name: name for name in same})
+            self.gain(node, chi_para="chi_para", chi_dia="chi_dia", rate="rate")
+
     def weighting(self) -> None:
         plan = self.plan
         if plan.runs("swi"):
@@ -286,7 +302,8 @@ class _Acquisition:
     def table(self) -> None:
         if {"labels", "chi"} <= set(self.have) and "rois" in self.plan.recipe.outputs:
             node = make_node(TabulateRegions(atlas=self.plan.recipe.atlas), "tabulate", volumes=8, voxels=self.plan.voxels)
-            self.feed(node, labels="labels", chi="chi", mask="qsm_mask", r2star="r2star")
+            self.feed(node, labels="labels", chi="chi", mask="qsm_mask")
+            self.feed(node, **{name: name for name in ("r2star", *_SOURCES)})
             self.gain(node, regions="table", region_dictionary="dictionary", region_names="names")
 
     def report(self) -> None:
@@ -308,7 +325,7 @@ class _Acquisition:
         same = (
             "magnitude", "phase", "unwrapped", "quality", "total_field", "local_field", "field_error", "residual", "chi",
             "r2star", "swi", "minip", "phase_mask", "labels", "regions", "loaded", "mask_notices", "matching",
-            "readout_notices", "echo_polarity", "unwrapping_notices", "pass_notices",
+            "readout_notices", "echo_polarity", "unwrapping_notices", "pass_notices", *_SOURCES,
         )  # fmt: skip
         mask = "qsm_mask" if "qsm_mask" in self.have else "mask"
         names = {name: name for name in same} | {"brain_mask": "brain", "mask": mask, "label_table": "region_names"}
@@ -320,7 +337,7 @@ class _Acquisition:
         plan, products = self.plan, self._products()
         datasets = dataset_roots(self.execution.bids_dir, self.execution.derivatives)
         told = [name for name in ("shift", "passes") if name in self.have]
-        kept = {"chi": bool(told), "region_table": "regions" in self.have}
+        kept = {"chi": bool(told), "region_table": "regions" in self.have} | dict.fromkeys(_SOURCES, "rate" in self.have)
         measured = tuple(name for name, known in kept.items() if known and name in products)
         outputs = init_outputs_wf(
             plan, {key: settings for key, (_, settings) in products.items()},
@@ -331,6 +348,9 @@ class _Acquisition:
             collect = Node(Merge(len(told)), name="chi_measured", run_without_submitting=True)
             self.feed(collect, **{f"in{n}": name for n, name in enumerate(told, 1)})
             self.workflow.connect([(collect, outputs, [(("out", _chi_metadata), "inputnode.chi_measured")])])
+        for name in (n for n in _SOURCES if n in measured):
+            node, output = self.have["rate"]
+            self.workflow.connect([(node, outputs, [((output, _rate_metadata), f"inputnode.{name}_measured")])])
         self.feed(outputs, region_table_measured="region_dictionary", figures="figures")
 
     def _products(self) -> dict[str, tuple[str, dict]]:
@@ -341,7 +361,7 @@ class _Acquisition:
             wanted["combined"] = "combined"
         if "r2star" in plan.recipe.outputs:
             wanted |= {"r2star": "r2star", "t2star": "t2star", "s0": "s0"}
-        wanted |= {"swi": "swi", "minip": "minip", "phase_mask": "phase_mask"}
+        wanted |= {name: name for name in ("swi", "minip", "phase_mask", *_SOURCES)}
         if "qsm" in plan.recipe.outputs:
             wanted |= {"chi": "chi", "qsm_mask": "qsm_mask", "total_field": "total_field", "local_field": "local_field"}
         if "rois" in plan.recipe.outputs:
@@ -372,6 +392,11 @@ class _Acquisition:
         self.feed(node, in_file="chi", transforms=f"{prefix}forward", flags=f"{prefix}forward_flags")
         self.gain(node, **{product: "out_file"})
         return {product: (product, {})}
+
+
+def _rate_metadata(rate):
+    """What was taken off R2*, for the sidecar."""
+    return {"RateWithoutSources": float(f"{rate:.6g}")}
 
 
 def _chi_metadata(measured):

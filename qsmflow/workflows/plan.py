@@ -10,7 +10,7 @@ from typing import NamedTuple
 from qsmflow import registry
 from qsmflow.bids.atlas import Atlas, read_atlas, region_indices
 from qsmflow.bids.inputs import Acquisition
-from qsmflow.bids.outputs import TEMPLATE, product_path
+from qsmflow.bids.outputs import TEMPLATE, output_path, product_path
 from qsmflow.config import Execution, Recipe
 from qsmflow.expression import parse
 from qsmflow.interfaces.images import Grid, read_grid
@@ -24,7 +24,7 @@ _HEAD = 120.0
 SINGLE_STEP = "the inversion starts from the total field"
 
 #: Ready-made maps that ``--derivatives`` may hold, by product.
-_GIVEN = ("brain_mask", "total_field", "local_field", "labels")
+_GIVEN = ("brain_mask", "total_field", "local_field", "labels", "r2")
 
 #: Stages between the phase and the total field, and from there to the susceptibility.
 _TO_FIELD = ("readout", "offset", "unwrap", "check", "field")
@@ -107,7 +107,8 @@ def plan_acquisition(acquisition: Acquisition, recipe: Recipe, execution: Execut
     grid = read_grid(acquisition.sources[0])
     given = _find_given(acquisition, execution)
     unused = given.pop("local_field", "") if recipe.single_step else ""
-    skipped, notices = {}, [f"taken ready-made: {Path(path).name}" for path in given.values()]
+    reasons = _misplaced_rate(given, recipe, grid)
+    skipped, notices = {}, [*reasons, *(f"taken ready-made: {Path(path).name}" for path in given.values())]
     if unused:
         notices.append(f"not taken: {Path(unused).name}, because {recipe.inversion} starts from the total field")
     magnitude = bool(acquisition.magnitude or acquisition.real)
@@ -137,7 +138,8 @@ def plan_acquisition(acquisition: Acquisition, recipe: Recipe, execution: Execut
         if prior and not (regions and any(plausible(name) for name, _ in atlas.regions.values())):
             why = f"{recipe.inversion} needs regions of known susceptibility, and there are none: "
             why += reason or f"the names of atlas {atlas.name} are not known"
-            skipped |= dict.fromkeys((*_TO_CHI, *["swi"] * recipe.weights_chi), why)
+            after = [*["swi"] * recipe.weights_chi, *["separation"] * (recipe.separation != "none")]
+            skipped |= dict.fromkeys((*_TO_CHI, *after), why)
             notices.append(f"no susceptibility, because {why}")
         if not regions:
             atlas = None
@@ -223,7 +225,7 @@ def _skipped_stages(acquisition: Acquisition, recipe: Recipe, given: Mapping[str
         skipped["relaxometry"] = "no magnitude"
     elif len(acquisition.echo_times) < 2:
         skipped["relaxometry"] = "one echo"
-    elif "r2star" not in recipe.outputs and not (recipe.reference == "csf" and recipe.needs_chi) and "r2star" not in needed:
+    elif not recipe.needs_r2star and "r2star" not in needed:
         skipped["relaxometry"] = "not asked for"
     if "magnitude" in needed and not magnitude:
         skipped |= dict.fromkeys(_TO_CHI, f"{recipe.inversion} needs the magnitude, and there is none")
@@ -235,6 +237,14 @@ def _skipped_stages(acquisition: Acquisition, recipe: Recipe, given: Mapping[str
         skipped["swi"] = "no phase"
     elif not magnitude:
         skipped["swi"] = "no magnitude"
+    if recipe.separation == "none":
+        skipped["separation"] = "not asked for"
+    else:
+        arrays = registry.find("separation", recipe.separation).arrays
+        if "inversion" in skipped:
+            skipped["separation"] = skipped["inversion"]
+        elif "r2star" in arrays and "relaxometry" in skipped:
+            skipped["separation"] = f"it needs R2*, but there is {skipped['relaxometry']}"
     return skipped
 
 
@@ -270,7 +280,9 @@ def _find_given(acquisition: Acquisition, execution: Execution) -> dict[str, str
     found = {}
     for product in _GIVEN:
         for folder in execution.derivatives:
-            if product == "labels":
+            if product == "r2":
+                paths = [output_path(folder, acquisition.entities, "R2map", ".nii.gz", datatype="anat")]
+            elif product == "labels":
                 pattern = product_path(folder, acquisition.entities, product, atlas="X")
                 paths = sorted(pattern.parent.glob(pattern.name.replace("atlas-X", "atlas-*")))
             else:
@@ -280,6 +292,17 @@ def _find_given(acquisition: Acquisition, execution: Execution) -> dict[str, str
                 found[product] = str(existing[0])
                 break
     return found
+
+
+def _misplaced_rate(given: dict[str, str], recipe: Recipe, grid: Grid) -> list[str]:
+    """Take a map of R2 out of ``given`` that serves nothing or lies elsewhere; why, for the latter."""
+    if "r2" not in given:
+        return []
+    if recipe.separation == "none":
+        del given["r2"]
+    elif not read_grid(given["r2"]).matches(grid):
+        return [f"not taken: {Path(given.pop('r2')).name}, because it does not lie on the grid of the images"]
+    return []
 
 
 def _method(recipe: Recipe, stage: str, name: str) -> Method:

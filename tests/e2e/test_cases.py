@@ -133,6 +133,39 @@ def test_ready_made(dataset, process, save, tmp_path, truth, product):
             assert float(rows["1"]["chi_mean"]) == pytest.approx(chi[labels == 1].mean(), abs=1e-5)
 
 
+def test_sources_with_a_map_of_r2(dataset, process, save, tmp_path, truth):
+    """The balls are paramagnetic, with 200 1/s per ppm beyond an R2 of 20 1/s; a map that lies elsewhere is left aside."""
+    for label, affine in (("three", AFFINE), ("two", np.diag([*VOXEL[:2], 3.0, 1.0]))):
+        save(tmp_path / f"given/sub-{label}/anat/sub-{label}_R2map", np.full(SHAPE, 20, np.float32), affine)
+    atlas = save(tmp_path / "balls", truth[1], AFFINE)
+    parameters = {"r2starqsm": {"relaxivity": 200 / B0}}
+    recipe = Recipe(**SETTINGS, atlas=atlas, reference="none", separation="r2starqsm", parameters=parameters)
+    out = process(dataset, tmp_path, recipe, "two", "three", derivatives=(tmp_path / "given",), reports=("two", "three"))
+    chi, para, dia = (load(out, "three", f"anat/{{}}{name}_Chimap") for name in ("", "_desc-paramagnetic", "_desc-diamagnetic"))
+    assert para.min() == 0
+    assert dia.max() == 0
+    ball = (truth[1] == 1) & (chi != 0)
+    both = np.maximum(load(out, "three", "anat/{}_R2starmap") - 20, 0) / 200
+    np.testing.assert_allclose(para[chi != 0], np.maximum(both + chi, 0)[chi != 0] / 2, atol=1e-5)
+    assert para[ball].mean() > 0.08  # 0.098
+    assert dia[ball].mean() > -0.03
+    told = {label: json.loads((out / f"sub-{label}/anat/sub-{label}_desc-paramagnetic_Chimap.json").read_text()) for label in (
+        "two", "three")}  # fmt: skip
+    assert told["three"]["RateWithoutSources"] == 20
+    assert 15 < told["two"]["RateWithoutSources"] < 22  # 17.9
+    assert told["two"]["RateWithoutSources"] != 20
+    assert told["three"]["Methods"][-1]["Method"] == "r2starqsm"
+    table = (out / "sub-three/anat/sub-three_atlas-balls_stats.tsv").read_text().splitlines()
+    row = dict(zip(*(line.split("\t") for line in table[:2]), strict=True))
+    assert float(row["para_mean"]) == pytest.approx(para[ball].mean(), abs=1e-5)
+    assert float(row["dia_mean"]) == pytest.approx(dia[ball].mean(), abs=1e-5)
+    quality = {label: json.loads((out / f"sub-{label}/anat/sub-{label}_desc-qc_stats.json").read_text()) for label in told}
+    assert "taken ready-made: sub-three_R2map.nii.gz" in quality["three"]["notices"]
+    assert any("sub-two_R2map.nii.gz, because it does not lie on" in notice for notice in quality["two"]["notices"])
+    assert "R2*QSM" in quality["three"]["methods"]["text"]
+    assert list((out / "sub-three/figures").glob("*desc-sources_Chimap.png"))
+
+
 @pytest.mark.parametrize("reference", ["csf", "region", "none"])
 def test_references_and_an_atlas_by_path(dataset, process, save, tmp_path, truth, reference):
     atlas = save(tmp_path / "balls", truth[1], AFFINE)

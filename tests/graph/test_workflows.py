@@ -11,6 +11,7 @@ from nipype.pipeline.engine.utils import generate_expanded_graph
 from qsmflow.bids.inputs import read_dataset
 from qsmflow.bids.outputs import product_path
 from qsmflow.config import OUTPUTS, Execution, Recipe
+from qsmflow.errors import UsageError
 from qsmflow.workflows.base import init_qsmflow_wf
 from qsmflow.workflows.failures import acquisition_workflow_name
 
@@ -246,6 +247,27 @@ def test_susceptibility_weighting_only(study, swi):
     assert not {*CHAIN, TO_T1W, LABELS, TABLE, CHI_TEMPLATE, CHI_T1W, "relaxometry"} & names(graph)
     assert saved(graph) == {"combined", "brain_mask", *WEIGHTED, "figures", "quality"}
     assert node(graph, "sub_01.swi").inputs.b0 == 3
+
+
+@pytest.mark.parametrize("method", ["r2starqsm", "chisep"])
+def test_separation_of_sources_computes_what_it_needs(study, method):
+    study.scan()
+    graph = study.graph(Recipe(outputs=("rois",), separation=method))
+    assert {*CHAIN, "relaxometry", "separation"} <= names(graph)
+    assert {"chi_para", "chi_dia"} <= saved(graph)
+    assert not {"chi", "r2star"} & saved(graph)
+    fed = {field for *_, edge in graph.in_edges(node(graph, "sub_01.separation"), data=True) for _, field in edge["connect"]}
+    assert fed == {"chi", "mask", "local_field", "field_error", "r2star"}
+    assert "separation" not in names(study.graph(Recipe()))
+
+
+def test_no_separation_without_r2star(study):
+    study.scan(echoes=1)
+    graph = study.graph(Recipe(separation="r2starqsm"))
+    assert "separation" not in names(graph)
+    assert node(graph, "sub_01.report").inputs.skipped["separation"] == "it needs R2*, but there is one echo"
+    with pytest.raises(UsageError, match="chisep takes the local field, but sstv starts"):
+        Recipe(separation="chisep", inversion="sstv")
 
 
 @pytest.mark.parametrize("swi", ["tswi", "smwi"])

@@ -49,6 +49,7 @@ def files(grid, tmp_path_factory):
         "brain_mask": brain, "quality": brain * 0.9, "total_field": total, "local_field": field, "field_error": 0.002 * brain,
         "residual": 0.05 * brain, "chi": chi, "r2star": (20 + 150 * np.maximum(chi, 0)) * brain, "labels": labels,
         "reference_region": labels == 5, "swi": brain * 100, "minip": brain * 50, "phase_mask": brain * 0.5,
+        "chi_para": np.maximum(chi, 0), "chi_dia": np.minimum(chi, 0),
     }  # fmt: skip
     paths = {name: images.write(folder / f"{name}.nii", array, grid) for name, array in arrays.items()}
     rows = ["index\tname\themisphere\tn_voxels\tchi_mean\tchi_brain_mean\tchi_brain_p05\tchi_brain_p95"]

@@ -59,6 +59,7 @@ ROWS = [
     ("--inversion", "tikhonov", lambda r, e, m: r.inversion == "tikhonov"),
     ("--reference", "csf", lambda r, e, m: r.reference == "csf"),
     ("--reference-region", "thalamus", lambda r, e, m: (r.reference, r.reference_region) == ("region", "thalamus")),
+    ("--separation", "chisep", lambda r, e, m: r.separation == "chisep"),
     ("--swi", "clearswi", lambda r, e, m: r.swi == "clearswi" and "swi" in r.outputs),
     ("--atlas", "m.nii.gz", lambda r, e, m: r.atlas == str(Path("m.nii.gz").resolve())),
     ("--outputs", "qsm,r2star", lambda r, e, m: r.outputs == ("qsm", "r2star")),

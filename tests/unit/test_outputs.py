@@ -62,6 +62,8 @@ def test_names_of_the_table():
         "chi_template": f"anat/{X}_space-MNI152NLin2009cAsym_res-1_Chimap.nii.gz",
         "chi_cosmos": f"anat/{X}_desc-cosmos_Chimap.nii.gz",
         "mask_cosmos": f"anat/{X}_desc-cosmos_mask.nii.gz",
+        "chi_para": f"anat/{X}_desc-paramagnetic_Chimap.nii.gz",
+        "chi_dia": f"anat/{X}_desc-diamagnetic_Chimap.nii.gz",
         "r2star": f"anat/{X}_R2starmap.nii.gz",
         "t2star": f"anat/{X}_T2starmap.nii.gz",
         "s0": f"anat/{X}_S0map.nii.gz",

@@ -174,7 +174,7 @@ def material(head, affine, rng):
         "magnitude": image * 100, "wrapped": np.angle(np.exp(1j * phase)), "unwrapped": phase, "brain": mask, "mask": mask,
         "quality": image, "total_field": noise * mask, "local_field": noise * mask, "field_error": np.abs(noise) * mask,
         "residual": image, "chi": noise * mask / 10, "r2star": 30 * image, "labels": labels,
-        "matching": 90 + 10 * image,
+        "matching": 90 + 10 * image, "chi_para": image / 10, "chi_dia": -image / 20,
         "swi": image, "minip": image, "phase_mask": 0.5 * mask,
     }  # fmt: skip
     return gallery.Material(arrays, affine, 3.0, 4, "the whole brain", REGIONS, 14.0, {1: "Putamen", 101: "Putamen"})
@@ -199,7 +199,8 @@ def test_gallery_draws_everything_there_is(material):
 
 
 @pytest.mark.parametrize(
-    "missing", ["chi", "r2star", "labels", "quality", "unwrapped", "brain", "residual", "field_error", "minip"]
+    "missing",
+    ["chi", "r2star", "labels", "quality", "unwrapped", "brain", "residual", "field_error", "minip", "chi_dia"],
 )
 def test_gallery_leaves_out_what_cannot_be_drawn(material, missing):
     arrays = {name: array for name, array in material.arrays.items() if name != missing}
