@@ -184,7 +184,7 @@ def _common(data: Data, model: Model) -> str:
 
 def _adjusted(data: Data, *without: str) -> str:
     names = [name for name in (*data.numeric, *data.factors) if name not in without]
-    return f" adjusted for {', '.join(names)}" if names else ""
+    return f" adjusted for {' and '.join([', '.join(names[:-1]), names[-1]][len(names) < 2 :])}" if names else ""
 
 
 def _group_methods(data: Data, model: Model, reference: str) -> str:

@@ -21,7 +21,7 @@ from qsmflow.group.tables import WIDE, meaning, outliers
 from qsmflow.group.voxelwise import Voxels
 from qsmflow.reports import plots
 from qsmflow.reports.page import Part, embedded, methods_part
-from qsmflow.reports.quality import structure
+from qsmflow.reports.quality import metric_title, structure
 
 _TEMPLATES = Path(__file__).parent / "templates"
 
@@ -186,22 +186,16 @@ def _outliers(far: pd.DataFrame, output_dir: Path, cohort: Cohort) -> Part:
     for row in far.head(_MOST_OUTLIERS).itertuples():
         page = next((p for p in (output_dir, cohort.results_dir) if (p / f"{row.participant_id}.html").is_file()), None)
         link = "" if page is None else _relative(page / f"{row.participant_id}.html", output_dir)
-        what = re.sub(
-            r"^(.+) \((\w+)\)$",
-            lambda m: f"{structure(m[1])} {m[1][-1]}, {m[2]}" if m[1][-2:] in ("_L", "_R") else m[0],
-            row.what,
-        )
-        rows.append(
-            {
-                "scan": row.acquisition,
-                "link": link,
-                "what": what,
-                "value": _cell(row.value),
-                "median": _cell(row.median),
-                "z": _cell(row.z),
-            }
-        )
+        numbers = {name: _cell(getattr(row, name)) for name in ("value", "median", "z")}
+        rows.append({"scan": row.acquisition, "link": link, "what": _what(row.what), **numbers})
     return Part("outliers", "Outliers", "outliers", {"rows": rows, "number": len(far)})
+
+
+def _what(name: str) -> str:
+    """An outlying value in words: the side and the measure of a region, or a quality metric."""
+    if not (region := re.fullmatch(r"(.+) \((\w+)\)", name)):
+        return metric_title(name)
+    return f"{structure(region[1])} {region[1][-1]}, {region[2]}" if region[1][-2:] in ("_L", "_R") else name
 
 
 def _quality(cohort: Cohort, far: pd.DataFrame) -> Part | None:
@@ -226,7 +220,7 @@ def _study_parts(study: Study) -> list[Part]:
         words = "Adjusted differences with 95 % intervals; g: Hedges' g of the unadjusted values; q: Benjamini-Hochberg."
         pictures.append(_picture("differences", "Differences between groups", words, png))
         png = plots.roc_plots(_roc_samples(study))
-        words = "Regions with the largest area under the curve (AUC, with its DeLong interval), values without adjustment."
+        words = "Regions whose area under the curve (AUC, with DeLong interval) is farthest from 0.5, without adjustment."
         pictures.append(_picture("roc", "Receiver operating characteristics", words, png))
     if model.analysis == "ageing" and not tables["curves"].empty:
         groups = study.data.people[model.group].to_dict() if model.group in study.data.factors else {}
@@ -291,9 +285,23 @@ def _cell(value: object, column: str = "") -> str:
     if isinstance(value, (float, np.floating)):
         if np.isnan(value):
             return "n/a"
-        text = "< 0.0001" if column[-2:] in ("p", "q", "_p", "_q") and value < 1e-4 else f"{value:.3g}"
-        return text.replace("-", "\N{MINUS SIGN}")
+        small = column[-2:] in ("p", "q", "_p", "_q") and value < 1e-4
+        return "< 0.0001" if small else _three_digits(value).replace("-", "\N{MINUS SIGN}")
     return "" if value is None else str(value)
+
+
+def _three_digits(value: float) -> str:
+    """A number with three significant digits, all of them written, without exponent.
+
+    Examples
+    --------
+    >>> [_three_digits(value) for value in (0.0048, 1.0, -6.46e-05, 12345.6, 0.0)]
+    ['0.00480', '1.00', '-0.0000646', '12346', '0.00']
+    """
+    if abs(value) >= 100 or not np.isfinite(value):
+        return f"{value:.0f}"
+    digits = 2 - int(f"{value:.2e}".rpartition("e")[2])
+    return f"{value:.{digits}f}"
 
 
 def _picture(key: str, title: str, caption: str, png: bytes) -> dict[str, object]:

@@ -12,7 +12,7 @@ from matplotlib.lines import Line2D
 
 from qsmflow.group.comparison import CONTROLS
 from qsmflow.reports.figures import _WIDTH, FIRST, MUTED, PALETTE, SECOND, TEXT, _box, _figure
-from qsmflow.reports.quality import SLACK, metric, plausible
+from qsmflow.reports.quality import SLACK, metric, metric_title, plausible
 
 _PLAUSIBLE = "#7fd962"
 _LANE = 32
@@ -88,9 +88,7 @@ def quality(table: pd.DataFrame, metrics: Sequence[str], highlight: Mapping[str,
                 span = values.max() - values.min() or 1.0
                 if limit is not None and values.min() - span < limit < values.max() + span:
                     axes.axvline(limit, color=FIRST, linewidth=1, linestyle=(0, (4, 3)))
-        echo = name.rsplit("_echo", 1)
-        title = (row.title if row else name.replace("_", " ")) + (f", echo {echo[1]}" if len(echo) == 2 else "")
-        _small_title(axes, title, row.unit if row else "")
+        _small_title(axes, metric_title(name), row.unit if row else "")
 
     return _grid([lambda axes, name=name: draw(axes, name) for name in metrics], height=104, columns=4)
 

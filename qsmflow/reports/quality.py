@@ -183,6 +183,18 @@ def metric(key: str) -> Metric | None:
     return next((row for row in METRICS if row.key == key or (row.key[-1] == "*" and key.startswith(row.key[:-1]))), None)
 
 
+def metric_title(key: str) -> str:
+    """What a metric is called, by its key in the JSON file.
+
+    Examples
+    --------
+    >>> metric_title("snr_echo3"), metric_title("forward_fit"), metric_title("another_one")
+    ('Signal-to-noise ratio, echo 3', 'Unexplained local field', 'another one')
+    """
+    row, (_, _, echo) = metric(key), key.rpartition("_echo")
+    return (row.title if row else key.replace("_", " ")) + (f", echo {echo}" if echo != key else "")
+
+
 def warnings(metrics: Mapping[str, float | None]) -> list[dict[str, str]]:
     """What in the metrics needs a look, with what to do.
 

@@ -382,7 +382,7 @@ def test_page_holds_everything_of_an_acquisition(tmp_path):
     write_acquisition(tmp_path, "sub-01")
     text, outline = build(tmp_path)
     shown = " ".join(outline.text)
-    for expected in ("No flags", "picture narrow_Chimap", "picture outline_mask", "−0.05123", "31, 4", "a notice", "3 T",
+    for expected in ("No flags", "picture narrow_Chimap", "picture outline_mask", "−0.05123", "31, 4", "A notice", "3 T",
                      "Recommended implementation", "https://doi.org/10.1002/mrm.24765", "load", "cached", 'name = "consensus"',
                      "bids:raw:x.nii.gz", "n/a"):  # fmt: skip
         assert expected in shown, expected
