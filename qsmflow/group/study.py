@@ -184,7 +184,10 @@ def _common(data: Data, model: Model) -> str:
 
 def _adjusted(data: Data, *without: str) -> str:
     names = [name for name in (*data.numeric, *data.factors) if name not in without]
-    return f" adjusted for {' and '.join([', '.join(names[:-1]), names[-1]][len(names) < 2 :])}" if names else ""
+    if not names:
+        return ""
+    *others, last = names
+    return f" adjusted for {', '.join(others)} and {last}" if others else f" adjusted for {last}"
 
 
 def _group_methods(data: Data, model: Model, reference: str) -> str:
