@@ -97,7 +97,8 @@ def phantom(noise: float = 0.2) -> dict[str, np.ndarray]:
     arrays = {
         "phase": np.angle(signal), "magnitude": np.abs(signal), "mask": mask, "total_field": total * mask,
         "local_field": local * mask, "field_error": error * mask, "chi": chi,
-        "r2star": r2star * mask, "r2": 12 * mask, "chi_prior": 0.5 * np.maximum(chi, 0),
+        "r2star": r2star * mask, "chi_prior": 0.5 * np.maximum(chi, 0),
+        "r2": 12 * (mask & (np.arange(SHAPE[0])[:, None, None] < 13)),  # not measured everywhere
         "quality": quality, "prior": prior, "region": region,
         "unwrapped": unwrapped * mask[..., None], "offset": np.zeros(SHAPE), "signal": coils, "reference": sensitivity,
     }  # fmt: skip
