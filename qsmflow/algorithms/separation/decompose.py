@@ -133,13 +133,21 @@ def decompose(
     signal = _signal(chi_echoes[mask], magnitude[mask], times, b0)
     chi, _, fractions = _pools(signal, times, b0, max_chi, max_r0, starts, iterations)
     phases = _composites(chi * _dephasing(b0), fractions, times)
-    components = phases / (_turning(b0) * times.sum()) * (1, -1)
+    components = phases / (_turning(b0) * times.sum()) * (1, -1) + 0.0  # the sum leaves no negative zeros
     chi_para, chi_dia = np.zeros(mask.shape, np.float32), np.zeros(mask.shape, np.float32)
     chi_para[mask], chi_dia[mask] = components.T
     return chi_para, chi_dia
 
 
-def _check(chi_echoes, magnitude, mask, echo_times, max_chi: float, max_r0: float, starts: int) -> None:
+def _check(
+    chi_echoes: np.ndarray,
+    magnitude: np.ndarray,
+    mask: np.ndarray,
+    echo_times: Sequence[float],
+    max_chi: float,
+    max_r0: float,
+    starts: int,
+) -> None:
     echoes = magnitude.shape[-1]
     if magnitude.shape != chi_echoes.shape or magnitude.shape[:-1] != mask.shape or len(echo_times) != echoes:
         raise ValueError(
@@ -309,7 +317,7 @@ def _descend(signal, power, times, rates, upper, iterations, weights):
     """Levenberg-Marquardt steps from ``rates`` on, within bounds; leaves rates and weights of the end, returns its misfit."""
     bases, slopes = np.empty((2, 4, signal.size)), np.empty((3, signal.size))
     gram, hessian, damped, shared = np.empty((3, 3)), np.empty((3, 3)), np.empty((3, 3)), np.empty((3, 3))
-    gradient, step, trial, trial_weights, moment = np.empty(3), np.empty(3), np.empty(3), np.empty(3), np.empty(3)
+    gradient, step, trial, trial_weights, moment = np.empty(3), np.zeros(3), np.empty(3), np.empty(3), np.empty(3)
     used, free = np.empty(3, np.bool_), np.empty(3, np.bool_)
     misfit = _evaluate(signal, times, rates, bases[0], gram, weights, moment, used)
     now, damping = 0, 1e-2
@@ -344,7 +352,7 @@ def _descend(signal, power, times, rates, upper, iterations, weights):
 
 @njit(cache=True)
 def _best(signal, times, starts, upper, iterations, rates, weights):
-    """Fit from all starts; rates and weights of the best are left."""
+    """Fits of one voxel from all starts; leaves rates and weights of the best."""
     trial, trial_weights = np.empty(3), np.empty(3)
     power = 0.0
     for n in range(signal.size):
