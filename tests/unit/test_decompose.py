@@ -84,6 +84,14 @@ def test_one_pool_gives_its_susceptibility(chi):
     np.testing.assert_allclose(dia, [0, -chi], atol=1e-5)
 
 
+def test_exponential_decay_at_one_frequency_is_not_separated():
+    """Without a change over the echoes, the sign decides, however fast the decay; R2' of two balanced sources goes unseen."""
+    chi = np.array([0.05, -0.03, 0.0])[:, None]
+    para, dia = separate(np.exp((-45 + 1j * TURNING * chi) * TIMES))
+    np.testing.assert_allclose(para, [0.05, 0, 0], atol=1e-5)
+    np.testing.assert_allclose(dia, [0, -0.03, 0], atol=1e-5)
+
+
 def test_absent_sources_give_zero():
     para, dia, r0, fractions = draw(50, seed=2)
     only_para, none_dia = separate(signals(para, 0 * dia, r0, fractions))

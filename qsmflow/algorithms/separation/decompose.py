@@ -101,6 +101,10 @@ def decompose(
     fades from the signal. Both composites thus depend on the echo times, their sum in general is not the susceptibility, and
     in a voxel with other pools PCS rises with ``chi+`` only up to about ``1 / (a max(t_e))`` and falls beyond.
 
+    Sources are told apart by how the susceptibility changes over the echoes and how the decay departs from an exponential. The
+    rate itself says nothing, as R0 is free: a voxel of one susceptibility at all echoes that decays exponentially is one pool,
+    and all of its susceptibility goes into the component of its sign, even if R2* is far above what that pool makes.
+
     Neither component can have the other sign: in noise, sources that are weak or absent come out too strong on average, in both
     components alike. The zero of ``chi_echoes`` is that of the neutral pool: a shift of it goes into one of the components.
 
