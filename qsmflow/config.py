@@ -111,7 +111,7 @@ class Recipe:
         for name in self.output_spaces:
             if name not in SPACES:
                 raise UsageError(f"no output space '{name}'{nearest(name, SPACES)}")
-        if self.single_step and self._separates("local_field"):
+        if self.single_step and self.separates("local_field"):
             raise UsageError(f"{self.separation} takes the local field, but {self.no_background}")
         if self.phase_sign not in ("auto", "+", "-"):
             raise UsageError(f"phase sign must be 'auto', '+' or '-', not '{self.phase_sign}'")
@@ -180,7 +180,7 @@ class Recipe:
         """Whether the susceptibility-weighted image is made from susceptibility (and not from phase)."""
         return self.swi != "none" and "chi" in registry.find("swi", self.swi).arrays
 
-    def _separates(self, array: str) -> bool:
+    def separates(self, array: str) -> bool:
         """Whether the separation of sources takes an array."""
         return self.separation != "none" and array in registry.find("separation", self.separation).arrays
 
@@ -192,7 +192,7 @@ class Recipe:
     @property
     def needs_r2star(self) -> bool:
         """Whether something that was asked for is made from R2*."""
-        return "r2star" in self.outputs or (self.needs_chi and self.reference == "csf") or self._separates("r2star")
+        return "r2star" in self.outputs or (self.needs_chi and self.reference == "csf") or self.separates("r2star")
 
     @property
     def reliable_quality(self) -> float:

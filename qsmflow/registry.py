@@ -175,7 +175,7 @@ STAGES = {
         Stage(
             "separation",
             "source separation",
-            ("chi", "local_field", "mask", "field_error", "r2star", "r2"),
+            ("chi", "chi_echoes", "local_field", "mask", "field_error", "magnitude", "r2star", "r2"),
             ("chi_para", "chi_dia", "rate"),
             optional=True,
         ),
@@ -701,6 +701,16 @@ ALGORITHMS = (
         " (chi-separation with total variation of weight {lambda_} ppm mm; {relaxivity_para} and {relaxivity_dia} 1/s per ppm"
         " and tesla; where R2 was not measured, {baseline} 1/s, and 0 stands for the median of what the susceptibility"
         " leaves).",
+        experimental=True,
+    ),
+    Algorithm(
+        "separation",
+        "decompose",
+        "separation.decompose:decompose",
+        ("chen2021decompose",),
+        "Paramagnetic and diamagnetic component susceptibility were separated with DECOMPOSE-QSM, a least-squares fit of three"
+        " pools (up to {max_chi} ppm, common decay up to {max_r0} 1/s, {starts} starting values of each susceptibility) to the"
+        " complex signal made of the magnitude and the susceptibility of every echo.",
         experimental=True,
     ),
 )

@@ -9,6 +9,7 @@ from dataclasses import astuple
 from nipype.interfaces.utility import Merge
 from nipype.pipeline.engine import Node, Workflow
 
+from qsmflow import registry
 from qsmflow.algorithms.units import hz_per_ppm
 from qsmflow.bids.atlas import template_file
 from qsmflow.bids.inputs import Acquisition
@@ -24,7 +25,7 @@ from qsmflow.interfaces.regions import ExpectRegions, PickRegion, TabulateRegion
 from qsmflow.interfaces.registration import Warp
 from qsmflow.interfaces.relaxometry import MapRelaxation
 from qsmflow.interfaces.reports import AcquisitionReport
-from qsmflow.interfaces.separation import SeparateSources
+from qsmflow.interfaces.separation import EchoField, SeparateSources, StackEchoes
 from qsmflow.interfaces.swi import WeightMagnitude
 from qsmflow.workflows.failures import acquisition_workflow_name
 from qsmflow.workflows.field import init_field_wf
@@ -33,7 +34,7 @@ from qsmflow.workflows.masking import init_mask_wf
 from qsmflow.workflows.multiorientation import connect_orientations, init_multiorientation_wf
 from qsmflow.workflows.nodes import make_node, method_node
 from qsmflow.workflows.outputs import init_outputs_wf
-from qsmflow.workflows.plan import Plan, plan_acquisition
+from qsmflow.workflows.plan import Method, Plan, plan_acquisition
 from qsmflow.workflows.regions import init_anatomy_wf, init_labels_wf, init_registration_wf
 
 #: What source separation gives.
@@ -260,8 +261,7 @@ class _Acquisition:
             expect = make_node(ExpectRegions(atlas=plan.recipe.atlas), "chi_prior", volumes=4, voxels=plan.voxels)
             self.feed(expect, labels="labels")
             self.gain(expect, chi_prior="chi_prior")
-        background = plan.method("background") if plan.runs("background") else None
-        methods = (background, plan.method("inversion"), plan.method("reference") if plan.runs("reference") else None)
+        methods = self._to_chi()
         settings = {"echo_times": self.echo_times, "b0": plan.acquisition.b0, **self.needs}
         if plan.recipe.two_pass:
             chain = init_two_pass_wf(*methods, threshold=plan.recipe.reliable_quality, **settings)
@@ -269,7 +269,7 @@ class _Acquisition:
             self.gain(chain, passes="measured", pass_notices="notices")
         else:
             chain = init_inversion_wf(*methods, **settings)
-        field = "total_field" if background or plan.recipe.single_step else "local_field"
+        field = "total_field" if plan.runs("background") or plan.recipe.single_step else "local_field"
         self.feed(chain, field=field, field_error="field_error", magnitude="magnitude", mask="mask", region="region")
         if plan.runs("relaxometry"):
             self.feed(chain, r2star="r2star")
@@ -278,16 +278,44 @@ class _Acquisition:
         if plan.runs("reference"):
             self.gain(chain, shift="shift")
 
+    def _to_chi(self) -> tuple[Method | None, Method, Method | None]:
+        """Background removal, inversion and reference; None for what is left out."""
+        plan = self.plan
+        stages = ("background", "inversion", "reference")
+        return tuple(plan.method(stage) if plan.runs(stage) else None for stage in stages)
+
     def separation(self) -> None:
         plan = self.plan
         if plan.runs("separation"):
+            if plan.recipe.separates("chi_echoes"):
+                self.echoes()
             node = method_node(SeparateSources, "separation", plan.method("separation"), volumes=40, **self.needs)
-            node.inputs.b0 = plan.acquisition.b0
-            if "r2" in plan.given:
+            node.inputs.trait_set(b0=plan.acquisition.b0, echo_times=self.echo_times)
+            if "r2" in plan.given and plan.recipe.separates("r2"):
                 node.inputs.r2 = plan.given["r2"]
-            same = ("chi", "local_field", "field_error", "r2star")
+            same = [name for name in registry.find("separation", plan.recipe.separation).arrays if name != "mask"]
             self.feed(node, mask="qsm_mask", **{name: name for name in same})
             self.gain(node, chi_para="chi_para", chi_dia="chi_dia", rate="rate")
+
+    def echoes(self) -> None:
+        """The susceptibility of every echo by itself, on the way that all take together."""
+        plan, b0 = self.plan, self.plan.acquisition.b0
+        merge = Node(Merge(len(self.echo_times)), name="echoes", run_without_submitting=True)
+        for echo, te in enumerate(self.echo_times):
+            field = make_node(
+                EchoField(echo=echo, echo_time=te, b0=b0), f"echo_{echo + 1}_field", volumes=4, voxels=plan.voxels
+            )
+            self.feed(field, unwrapped="unwrapped")
+            chain = init_inversion_wf(*self._to_chi(), name=f"echo_{echo + 1}_wf", echo_times=[te], b0=b0, **self.needs)
+            self.feed(chain, field_error="field_error", magnitude="magnitude", mask="mask", region="region")
+            self.feed(chain, r2star="r2star", chi_prior="chi_prior")
+            self.workflow.connect([
+                (field, chain, [("total_field", "inputnode.field")]),
+                (chain, merge, [("outputnode.chi", f"in{echo + 1}")]),
+            ])  # fmt: skip
+        stack = make_node(StackEchoes(), "stack_echoes", volumes=2 * len(self.echo_times) + 2, voxels=plan.voxels)
+        self.workflow.connect(merge, "out", stack, "in_files")
+        self.gain(stack, chi_echoes="out_file")
 
     def weighting(self) -> None:
         plan = self.plan

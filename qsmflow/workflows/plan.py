@@ -245,6 +245,10 @@ def _skipped_stages(acquisition: Acquisition, recipe: Recipe, given: Mapping[str
             skipped["separation"] = skipped["inversion"]
         elif "r2star" in arrays and "relaxometry" in skipped:
             skipped["separation"] = f"it needs R2*, but there is {skipped['relaxometry']}"
+        elif "chi_echoes" in arrays and "field" in skipped:
+            skipped["separation"] = f"it needs the phase of every echo, but {skipped['field']}"
+        elif "chi_echoes" in arrays and (len(acquisition.echo_times) < 4 or not magnitude):
+            skipped["separation"] = "it needs magnitude and phase of four echoes"
     return skipped
 
 

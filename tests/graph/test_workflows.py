@@ -8,6 +8,7 @@ import pytest
 from nipype.interfaces.base import isdefined
 from nipype.pipeline.engine.utils import generate_expanded_graph
 
+from qsmflow import registry
 from qsmflow.bids.inputs import read_dataset
 from qsmflow.bids.outputs import product_path
 from qsmflow.config import OUTPUTS, Execution, Recipe
@@ -257,8 +258,29 @@ def test_separation_of_sources_computes_what_it_needs(study, method):
     assert {"chi_para", "chi_dia"} <= saved(graph)
     assert not {"chi", "r2star"} & saved(graph)
     fed = {field for *_, edge in graph.in_edges(node(graph, "sub_01.separation"), data=True) for _, field in edge["connect"]}
-    assert fed == {"chi", "mask", "local_field", "field_error", "r2star"}
+    assert fed == {"mask", *registry.find("separation", method).arrays} - {"r2"}
     assert "separation" not in names(study.graph(Recipe()))
+
+
+def test_decompose_inverts_every_echo(study):
+    study.scan(echoes=4)
+    recipe = Recipe(outputs=("r2star",), separation="decompose")
+    found = names(study.graph(recipe))
+    assert {
+        f"echo_{echo}_wf.{step}" for echo in (1, 2, 3, 4) for step in ("background_removal", "inversion", "referencing")
+    } <= found
+    assert {"stack_echoes", "separation", *CHAIN} <= found
+    graph = study.graph(recipe, **study.given("total_field"))
+    assert "separation" not in names(graph)
+    reason = node(graph, "sub_01.report").inputs.skipped["separation"]
+    assert reason == "it needs the phase of every echo, but the total field was given"
+
+
+def test_decompose_needs_four_echoes(study):
+    study.scan(echoes=3)
+    graph = study.graph(Recipe(separation="decompose"))
+    assert not {"separation", "stack_echoes"} & names(graph)
+    assert "four echoes" in node(graph, "sub_01.report").inputs.skipped["separation"]
 
 
 def test_no_separation_without_r2star(study):

@@ -98,6 +98,7 @@ def phantom(noise: float = 0.2) -> dict[str, np.ndarray]:
         "phase": np.angle(signal), "magnitude": np.abs(signal), "mask": mask, "total_field": total * mask,
         "local_field": local * mask, "field_error": error * mask, "chi": chi,
         "r2star": r2star * mask, "chi_prior": 0.5 * np.maximum(chi, 0),
+        "chi_echoes": (chi[..., None] + 1e-3 * noise * rng.normal(size=signal.shape)) * mask[..., None],
         "r2": 12 * (mask & (np.arange(SHAPE[0])[:, None, None] < 13)),  # not measured everywhere
         "quality": quality, "prior": prior, "region": region,
         "unwrapped": unwrapped * mask[..., None], "offset": np.zeros(SHAPE), "signal": coils, "reference": sensitivity,

@@ -41,7 +41,7 @@ def decompose(
     max_r0: float = 100.0,
     starts: int = 2,
     iterations: int = 40,
-) -> tuple[np.ndarray, np.ndarray]:
+) -> tuple[np.ndarray, np.ndarray, float]:
     """Separate paramagnetic and diamagnetic susceptibility by a fit of three pools to every voxel (DECOMPOSE-QSM).
 
     Parameters
@@ -72,6 +72,8 @@ def decompose(
         Paramagnetic component susceptibility (PCS), (X, Y, Z), ppm, float32, not negative; 0 outside the mask.
     chi_dia : ndarray
         Diamagnetic component susceptibility (DCS), (X, Y, Z), ppm, float32, not positive; 0 outside the mask.
+    rate : float
+        Median of R0 in the mask, 1/s.
 
     Raises
     ------
@@ -119,9 +121,10 @@ def decompose(
     >>> dephasing, turning = 323.5 * 0.1, 535.0 * 0.1
     >>> signal = 0.5 * np.exp((-dephasing + 1j * turning - 20) * times) + 0.5 * np.exp(-20 * times)
     >>> chi = np.broadcast_to(np.angle(signal) / (535.0 * times), (2, 2, 2, 5))
-    >>> para, dia = decompose(chi, np.abs(signal) * np.ones((2, 2, 2, 1)), np.ones((2, 2, 2), bool), b0=3.0, echo_times=times)
-    >>> round(float(para.mean()), 3), round(float(abs(dia).max()), 3)
-    (0.034, 0.0)
+    >>> magnitude, whole = np.abs(signal) * np.ones((2, 2, 2, 1)), np.ones((2, 2, 2), bool)
+    >>> para, dia, rate = decompose(chi, magnitude, whole, b0=3.0, echo_times=times)
+    >>> round(float(para.mean()), 3), round(float(abs(dia).max()), 3), round(rate, 1)
+    (0.034, 0.0, 20.0)
 
     References
     ----------
@@ -135,12 +138,12 @@ def decompose(
     _check(chi_echoes, magnitude, mask, echo_times, max_chi, max_r0, starts)
     mask, times = np.asarray(mask, dtype=bool), np.asarray(echo_times, dtype=np.float64)
     signal = _signal(chi_echoes[mask], magnitude[mask], times, b0)
-    chi, _, fractions = _pools(signal, times, b0, max_chi, max_r0, starts, iterations)
+    chi, r0, fractions = _pools(signal, times, b0, max_chi, max_r0, starts, iterations)
     phases = _composites(chi * _dephasing(b0), fractions, times)
     components = phases / (_turning(b0) * times.sum()) * (1, -1) + 0.0  # the sum leaves no negative zeros
     chi_para, chi_dia = np.zeros(mask.shape, np.float32), np.zeros(mask.shape, np.float32)
     chi_para[mask], chi_dia[mask] = components.T
-    return chi_para, chi_dia
+    return chi_para, chi_dia, float(np.median(r0)) if r0.size else 0.0
 
 
 def _check(
