@@ -188,7 +188,7 @@ def symmetric_divergence(u, inverse_size, scale, out):
                 out[2, i, j, k] -= (u[4, p, j, k] - xz) * hx + (u[5, i, q, k] - yz) * hy + (u[2, i, j, r] - u[2, i, j, k]) * hz
 
 
-@njit(parallel=True, cache=True)
+@njit(parallel=True, cache=True, error_model="numpy")
 def lagged_diffusivity(x, edges, inverse_size, smoothing, out):
     """Weights ``edges / sqrt(|d x|^2 + smoothing^2)`` of each component of the gradient, into ``out`` (3, X, Y, Z); periodic.
 

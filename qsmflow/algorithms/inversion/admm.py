@@ -397,7 +397,7 @@ def _add_and_scale(spectrum, data, kernel, scale):
                 spectrum[i, j, k] = scale[i, j, k] * (spectrum[i, j, k] + kernel[i, j, k] * data[i, j, k])
 
 
-@njit(parallel=True, cache=True)
+@njit(parallel=True, cache=True, error_model="numpy")
 def _eliminate(spectrum, data, second, kernel, symbols, penalty, scale):
     """Right-hand side without h, added to ``spectrum`` and scaled; ``data`` becomes h for a field of 0."""
     x, y, z = symbols
@@ -413,7 +413,7 @@ def _eliminate(spectrum, data, second, kernel, symbols, penalty, scale):
                 data[i, j, k] = free * data[i, j, k] + pulled
 
 
-@njit(parallel=True, cache=True)
+@njit(parallel=True, cache=True, error_model="numpy")
 def _restore(spectrum, harmonic, kernel, symbols, penalty):
     """From the susceptibility to ``D chi + h`` in ``spectrum``, and from h for a field of 0 to ``lap h``."""
     x, y, z = symbols
@@ -444,7 +444,7 @@ def _take_laplacian(laplacian, inside, share, target, relaxation):
                 target[i, j, k] = t - u - u
 
 
-@njit(parallel=True, cache=True)
+@njit(parallel=True, cache=True, error_model="numpy")
 def _shrink_difference(x, inverse_size, threshold, share, vector, dual, target):
     """Step of ``grad x - v``, in place: ``vector`` goes from its proximal centre to v, ``target`` becomes ``z - dual``.
 
@@ -474,7 +474,7 @@ def _shrink_difference(x, inverse_size, threshold, share, vector, dual, target):
                 dual[2, i, j, k], target[2, i, j, k] = t2 * scale, t2 * rest
 
 
-@njit(parallel=True, cache=True)
+@njit(parallel=True, cache=True, error_model="numpy")
 def _shrink_strain(vector, inverse_size, threshold, dual, change):
     """Step of ``sym grad v``, in place: ``change`` becomes its difference to its target, twice the new dual minus the old."""
     _, nx, ny, nz = vector.shape

@@ -63,9 +63,12 @@ class Fit:
     uniform: np.ndarray = field(default_factory=lambda: np.empty(0, int))
     uniform_weight: float = 0.0
     _diffusivity: np.ndarray = field(init=False, repr=False)
+    _extent: tuple[int, ...] = field(init=False, repr=False)
 
     def __post_init__(self):
         self._diffusivity = np.empty(self.edges.shape, np.float32)
+        # Beyond it nothing is known, and fields need not be transformed.
+        self._extent = tuple(int(indices.max()) + 1 for indices in np.nonzero(self.squared))
 
     def objective(self, chi: np.ndarray) -> float:
         """Value of the (smoothed) objective."""
@@ -82,21 +85,22 @@ class Fit:
 
     def gradient(self, chi: np.ndarray, *, linear: bool = False) -> np.ndarray:
         """Derivative of the objective (with the linear data term, if asked for); sets the diffusivity to that of ``chi``."""
-        misfit = self._forward(chi)
-        misfit -= self.measured
+        seen = tuple(slice(n) for n in self._extent)
+        misfit = fourier.convolve_onto(chi, self.kernel, chi.shape, self._extent)
+        misfit -= self.measured[seen]
         if self.radians and not linear:
             misfit *= np.float32(self.radians)
             np.sin(misfit, out=misfit)
             misfit /= np.float32(self.radians)
-        misfit *= self.squared
+        misfit *= self.squared[seen]
         operators.lagged_diffusivity(chi, self.edges, self.inverse_size, np.float32(SMOOTHING), self._diffusivity)
-        return self._penalise(self._forward(misfit), chi)
+        return self._penalise(fourier.convolve_onto(misfit, self.kernel, chi.shape), chi)
 
     def curvature(self, step: np.ndarray) -> np.ndarray:
         """Gauss-Newton approximation of the second derivative, where :meth:`gradient` was last taken, times ``step``."""
-        forward = self._forward(step)
-        forward *= self.squared
-        return self._penalise(self._forward(forward), step)
+        forward = fourier.convolve_onto(step, self.kernel, step.shape, self._extent)
+        forward *= self.squared[tuple(slice(n) for n in self._extent)]
+        return self._penalise(fourier.convolve_onto(forward, self.kernel, step.shape), step)
 
     def solve(
         self,

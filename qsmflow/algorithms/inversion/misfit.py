@@ -3,7 +3,8 @@
 Each step has penalty 1 and works in place, for the split ``z = forward``: with ``t = r forward + (1 - r) z + dual``, r the
 over-relaxation, the new z minimises ``misfit(z) + (z - t)^2 / 2``; ``dual`` becomes ``t - z`` and ``target`` becomes
 ``z - dual``, the next right-hand side. Where the weight is 0 the misfit is nothing and ``z = t``. Fields are in ppm;
-``scale`` is the phase of one ppm, rad.
+``scale`` is the phase of one ppm, rad. Divisors are positive and not checked (``error_model``): checks would keep the loops
+from being vectorised.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ def relaxed(forward, dual, target, relaxation):
     return target + dual + dual + relaxation * (forward - target - dual)
 
 
-@njit(parallel=True, cache=True)
+@njit(parallel=True, cache=True, error_model="numpy")
 def squares(field, weight, forward, dual, target, relaxation):
     """Step of ``weight/2 (z - f)^2``."""
     nx, ny, nz = forward.shape
@@ -43,7 +44,7 @@ def squares(field, weight, forward, dual, target, relaxation):
                 target[i, j, k] = z - (t - z)
 
 
-@njit(parallel=True, cache=True)
+@njit(parallel=True, cache=True, error_model="numpy")
 def absolute(field, weight, forward, dual, target, relaxation):
     """Step of ``weight |z - f|``."""
     nx, ny, nz = forward.shape
@@ -57,7 +58,7 @@ def absolute(field, weight, forward, dual, target, relaxation):
                 target[i, j, k] = t - u - u
 
 
-@njit(parallel=True, cache=True)
+@njit(parallel=True, cache=True, error_model="numpy")
 def phase_squares(field, weight, forward, dual, target, relaxation, scale):
     """Step of ``weight/2 |exp(i scale z) - exp(i scale f)|^2 / scale^2``, weights at most 1 (the step is then convex)."""
     nx, ny, nz = forward.shape
@@ -73,7 +74,7 @@ def phase_squares(field, weight, forward, dual, target, relaxation, scale):
                 target[i, j, k] = t - u - u
 
 
-@njit(parallel=True, cache=True)
+@njit(parallel=True, cache=True, error_model="numpy")
 def phase_absolute(field, weight, forward, dual, target, relaxation, scale):
     """Step of ``weight |exp(i scale z) - exp(i scale f)| / scale``, weights at most ``2 / scale``; the nearest minimum."""
     nx, ny, nz = forward.shape
@@ -90,7 +91,7 @@ def phase_absolute(field, weight, forward, dual, target, relaxation, scale):
                 target[i, j, k] = t - u - u
 
 
-@njit(cache=True)
+@njit(cache=True, error_model="numpy")
 def root_of_sine(y, w):
     """The root x of ``x + w sin(x) = y`` for 0 <= w <= 1: Newton's method, kept in a bracket.
 
