@@ -622,9 +622,11 @@ ALGORITHMS = (
         "singlestep.qsip:qsip",
         ("poynton2015", "treit2021", "li2021"),
         "Susceptibility was computed from the Laplacian of the total field in a single step by inversion of a perturbation"
-        " model with a prior (after QSIP; weight {lambda_} mm^2, ADMM, at most {iterations} iterations; the outer"
-        " {peel} voxels of the mask without data): nuclei of the atlas at the middle of their plausible ranges, 0 elsewhere.",
+        " model with a prior (after QSIP, total variation of the difference from the prior with weight {lambda_} ppm mm, ADMM,"
+        " at most {iterations} iterations; the outer {peel} voxels of the mask without data): nuclei of the atlas at the middle"
+        " of their plausible ranges, 0 elsewhere.",
         experimental=True,
+        version=2,
     ),
     Algorithm(
         "reference",

@@ -82,7 +82,7 @@ def test_everything(tmp_path, monkeypatch, files, grid):
         warnings=[{"what": "far", "remedy": "go"}],
     )  # fmt: skip
     names = [Path(path).name for path in outputs.figures]
-    assert len(names) == 28
+    assert len(names) == 30
     assert all(re.fullmatch(r"sub-01_run-1_desc-[a-z]+_[A-Za-z0-9]+\.(png|json)", name) for name in names)
     assert {name.removesuffix(".png") for name in names if name.endswith("png")} == {
         name.removesuffix(".json") for name in names if name.endswith("json")
@@ -250,7 +250,7 @@ def test_page_of_what_was_saved(tmp_path, monkeypatch, files):
     (anat / "sub-01_run-1_desc-qc_stats.json").write_bytes(Path(outputs.quality_file).read_bytes())
     (anat / "sub-01_run-1_atlas-CIT168_stats.tsv").write_bytes(Path(files["regions"]).read_bytes())
     text = build_subject_page(out, "01").read_text(encoding="utf-8")
-    assert text.count("data:image/webp") == 14
+    assert text.count("data:image/webp") == 15
     assert "&lt;b&gt;bold" in text
     assert len(text) < 3e6
 

@@ -3,7 +3,7 @@
 All of them minimise ``data(D chi) + penalty(grad chi)``. Both arguments are split off; an iteration is one division in
 k-space for the susceptibility and one step voxel by voxel for each part:
 
-- a *penalty* (:class:`Variation`, :class:`GeneralisedVariation`; :class:`Deviation` needs no split) owns the split gradient,
+- a *penalty* (:class:`Variation`, :class:`GeneralisedVariation`) owns the split gradient,
 - a *data term* (:class:`Residual` with one of its steps, :class:`Anchor`) owns the split field.
 
 Everything is in ppm and mm, whatever the field strength and voxel size.
@@ -163,25 +163,6 @@ class GeneralisedVariation:
         return out
 
 
-class Deviation:
-    """``weight/2 ||grad(chi - prior)||^2``: quadratic, so that nothing is split off."""
-
-    relaxation = _RELAXATION
-
-    def __init__(self, grid: Grid, weight: float, prior: np.ndarray):
-        self.strength = np.float32(weight)
-        gradient, self.right = np.empty((3, *grid.shape), np.float32), np.empty(grid.shape, np.float32)
-        operators.gradient(grid.pad(prior), grid.inverse_size, gradient)
-        operators.divergence(gradient, tuple(self.strength * n for n in grid.inverse_size), self.right)
-
-    def step(self, chi: np.ndarray) -> None:
-        """Nothing to do."""
-
-    def pull(self) -> np.ndarray:
-        """Right-hand side of the quadratic step."""
-        return self.right
-
-
 class Residual:
     """A data term of ``D chi`` and a measured field (padded, with weights), by one of the steps of :mod:`.misfit`."""
 
@@ -272,7 +253,7 @@ def begin(grid: Grid, data: Residual | Anchor, penalty: Variation | GeneralisedV
 def minimise(
     grid: Grid,
     data: Residual | Anchor,
-    penalty: Variation | GeneralisedVariation | Deviation,
+    penalty: Variation | GeneralisedVariation,
     *,
     mask: np.ndarray,
     iterations: int,
@@ -289,7 +270,7 @@ def minimise(
         The padded grid.
     data : Residual or Anchor
         Data term; its state is changed.
-    penalty : Variation, GeneralisedVariation or Deviation
+    penalty : Variation or GeneralisedVariation
         Penalty; its state is changed.
     mask : ndarray of bool, (X, Y, Z)
         Where the susceptibility must settle.

@@ -11,7 +11,7 @@ from scipy import ndimage as ndi
 
 from qsmflow.algorithms.background.lbv import lbv
 from qsmflow.algorithms.inversion import misfit
-from qsmflow.algorithms.inversion.admm import Deviation, HarmonicResidual, minimise, prepare
+from qsmflow.algorithms.inversion.admm import HarmonicResidual, Variation, minimise, prepare
 
 #: Penalty of the split Laplacian in units of the voxel size to the fourth, as for tgv: how fast ADMM converges, not where to.
 _PENALTY = 0.5
@@ -25,10 +25,10 @@ def qsip(
     *,
     voxel_size: Sequence[float],
     b0_dir: Sequence[float],
-    lambda_: float = 1e-2,
+    lambda_: float = 1e-4,
     peel: int = 2,
     iterations: int = 200,
-    tolerance: float = 1e-3,
+    tolerance: float = 5e-3,
     weighted: bool = True,
 ) -> np.ndarray:
     """Susceptibility by inversion of a perturbation model (QSIP) with a prior from an atlas.
@@ -48,7 +48,7 @@ def qsip(
     b0_dir : sequence of float, (3,)
         Unit vector of the main field in voxel axes.
     lambda_ : float
-        Weight of the prior, mm^2.
+        Weight of the total variation of the difference from the prior, ppm mm.
     peel : int
         Layers of voxels at the mask's edge whose field is not used: it changes so fast there that differences between voxels
         make sources of a background that has none.
@@ -71,17 +71,17 @@ def qsip(
 
     Notes
     -----
-    ``min 1/2 ||W psi||^2 + lambda/2 ||grad(chi - chi_prior)||^2`` under ``lap psi = lap(d * chi - f)`` wherever all six
+    ``min 1/2 ||W psi||^2 + lambda ||grad(chi - chi_prior)||_1`` under ``lap psi = lap(d * chi - f)`` wherever all six
     neighbours are in the peeled mask, with the dipole d sampled in image space, W the inverse field error and psi the least
     of the fields that fit: least squares of the Laplacian, weighted with the inverse covariance that the noise of the field
     gives it. A harmonic background drops out. The susceptibility outside the mask is estimated as well, from what the voxels
-    inside see of it, and not reported; there and in the peeled layers little but the penalty acts. The map is linear in the
-    field and in the prior: where the data say little, a region takes over a share of the difference that the prior expects.
+    inside see of it, and not reported; there and in the peeled layers little but the penalty acts. A region keeps the edge that
+    the prior expects unless the data pay for another one.
 
     Of the published method, the model in image space, the Laplacian and a prior from an atlas are taken over from descriptions
-    of it; the paper itself was not read, and its norms, atlas and solver may differ. The squared gradient of the deviation,
-    which lets it vary slowly at will, and the weighting are choices made here. An iteration is that of
-    :func:`qsmflow.algorithms.singlestep.tgv.tgv` without its split gradient.
+    of it; the paper itself was not read, and its norms, atlas and solver may differ. Total variation of the deviation, which is
+    that of :func:`qsmflow.algorithms.inversion.tv.tv`, and the weighting are choices made here. An iteration is that of
+    :func:`qsmflow.algorithms.singlestep.tgv.tgv`.
 
     References
     ----------
@@ -105,8 +105,9 @@ def qsip(
     grid = replace(grid, space="image")
     weight *= weight
     penalty = _PENALTY * math.prod(voxel_size) ** (4 / 3)
+    prior = grid.pad(np.where(mask, chi_prior, 0))
+    field -= np.where(weight > 0, grid.forward(prior), 0)
     data = HarmonicResidual(grid, field, weight, misfit.squares, inside, penalty=penalty, beta=math.inf)
-    prior = Deviation(grid, lambda_, np.where(mask, chi_prior, np.float32(0)))
-    chi = minimise(grid, data, prior, mask=mask, iterations=iterations, tolerance=tolerance, name="qsip")
-    chi = grid.crop(chi, mask)
+    options = {"mask": mask, "iterations": iterations, "tolerance": tolerance, "name": "qsip"}
+    chi = grid.crop(prior + minimise(grid, data, Variation(grid, lambda_), **options), mask)
     return np.where(mask, chi - np.float32(chi[mask].mean(dtype=np.float64)), np.float32(0))
