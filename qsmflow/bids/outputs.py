@@ -365,7 +365,7 @@ def dataset_roots(bids_dir: Path, derivatives: Sequence[Path] = ()) -> dict[str,
     return {"raw": Path(bids_dir)} | {f"derivatives{n}": Path(path) for n, path in enumerate(derivatives, 1)}
 
 
-def write_dataset_files(output_dir: Path, *, datasets: Mapping[str, Path], atlas: str = "") -> None:
+def write_dataset_files(output_dir: Path, *, datasets: Mapping[str, Path]) -> None:
     """Write what describes the output tree as a whole; safe to repeat and to run from many jobs at once.
 
     Parameters
@@ -375,20 +375,21 @@ def write_dataset_files(output_dir: Path, *, datasets: Mapping[str, Path], atlas
     datasets : mapping of str to Path
         Where the sources lie, see :func:`dataset_roots`. The links are relative to ``output_dir``, so that they hold when a
         study's folder is moved as a whole.
-    atlas : str
-        Name of the atlas that region outputs carry (``atlas-<name>``), if there are any.
     """
     files = {
         "dataset_description.json": json_text(_description(output_dir, datasets)),
         "descriptions.tsv": "desc_id\tdescription\n" + "".join(f"{key}\t{text}\n" for key, text in descriptions().items()),
         "README.md": _README,
     }
-    if atlas:
-        own = {"AtlasName": atlas, "License": "unknown", "Description": "Atlas given by the user."}
-        files[f"atlas-{atlas}_description.json"] = json_text(_ATLASES.get(atlas, own))
     for name, text in files.items():
         _write_new(Path(output_dir, name), text)
     write_ignore_file(output_dir)
+
+
+def describe_atlas(output_dir: str | Path, atlas: str) -> None:
+    """Write what BIDS wants to know of an atlas whose name outputs carry (``atlas-<name>``), where it is not there yet."""
+    own = {"AtlasName": atlas, "License": "unknown", "Description": "Atlas given by the user."}
+    _write_new(Path(output_dir, f"atlas-{atlas}_description.json"), json_text(_ATLASES.get(atlas, own)))
 
 
 def write_ignore_file(output_dir: Path) -> None:

@@ -87,7 +87,7 @@ def _run(recipe: Recipe, execution: Execution) -> int:
         _tell_jobs(jobs)
         outcome = None
         if todo:
-            _describe_outputs(execution, todo)
+            _describe_outputs(execution)
             workflow = _graph(todo, recipe, execution)
             if execution.write_graph:
                 _draw(workflow, execution)
@@ -220,12 +220,11 @@ def _graph(jobs: Sequence[_Job], recipe: Recipe, execution: Execution) -> Workfl
     return init_qsmflow_wf([job.plan.acquisition for job in jobs], recipe, execution)
 
 
-def _describe_outputs(execution: Execution, jobs: Iterable[_Job]) -> None:
+def _describe_outputs(execution: Execution) -> None:
     from qsmflow.bids.outputs import dataset_roots, write_dataset_files
 
-    atlas = next((job.plan.atlas.name for job in jobs if job.plan.atlas), "")
     roots = dataset_roots(execution.bids_dir, execution.derivatives)
-    write_dataset_files(execution.output_dir, datasets=roots, atlas=atlas)
+    write_dataset_files(execution.output_dir, datasets=roots)
 
 
 def _draw(workflow: Workflow, execution: Execution) -> None:

@@ -7,7 +7,16 @@ from pathlib import Path
 import numpy as np
 from nipype.interfaces.base import BaseInterfaceInputSpec, File, SimpleInterface, TraitedSpec, isdefined, traits
 
-from qsmflow.bids.outputs import PRODUCTS, atomic, copy_file, json_text, product_path, sidecar_path, write_text
+from qsmflow.bids.outputs import (
+    PRODUCTS,
+    atomic,
+    copy_file,
+    describe_atlas,
+    json_text,
+    product_path,
+    sidecar_path,
+    write_text,
+)
 from qsmflow.interfaces import images
 
 
@@ -30,8 +39,8 @@ class SaveDerivativeOutputSpec(TraitedSpec):
 class SaveDerivative(SimpleInterface):
     """Save a work file as one of the products.
 
-    The sidecar is there before the image, and the image is read back before it gets its final name. The node always
-    runs, so that an output which was deleted comes back.
+    The sidecar, and the description of an atlas, are there before the image, and the image is read back before it gets its
+    final name. The node always runs, so that an output which was deleted comes back.
     """
 
     input_spec = SaveDerivativeInputSpec
@@ -41,6 +50,8 @@ class SaveDerivative(SimpleInterface):
     def _run_interface(self, runtime):
         inputs = self.inputs
         path = product_path(inputs.output_dir, inputs.entities, inputs.product, **inputs.extra)
+        if "atlas" in inputs.extra:
+            describe_atlas(inputs.output_dir, inputs.extra["atlas"])
         metadata = {**inputs.metadata, **inputs.measured}
         if metadata:
             write_text(sidecar_path(path), json_text(metadata))

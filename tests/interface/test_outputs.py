@@ -73,9 +73,13 @@ def test_masks_are_zero_and_one_bytes(tmp_path, grid, volume):
 def test_labels_are_integers(tmp_path, grid, volume):
     labels = np.arange(volume.size, dtype=np.int16).reshape(volume.shape)
     source = images.write(tmp_path / "labels.nii", labels.astype(np.float32), grid)
-    image = nb.load(save(tmp_path, in_file=source, product="labels", extra={"atlas": "CIT168"}))
+    out = Path(save(tmp_path, in_file=source, product="labels", extra={"atlas": "CIT168"}))
+    image = nb.load(out)
     assert image.get_data_dtype() == np.int16
     np.testing.assert_array_equal(np.asarray(image.dataobj), labels)
+    assert "subcortical nuclei" in (out.parents[2] / "atlas-CIT168_description.json").read_text(), (
+        "told beside the first output"
+    )
 
 
 def test_tables_are_copied_with_their_sidecar(tmp_path):

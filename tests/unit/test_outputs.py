@@ -47,7 +47,8 @@ def write_tree(out: Path, acquisition, entities) -> None:
         extra = {"echo": "1"} if name == "unwrapped" else {"atlas": "CIT168"} if "label" in name or "region" in name else {}
         path = outputs.product_path(out, entities, name, **extra)
         put(path, outputs.sidecar(name, acquisition, Recipe(), datasets=datasets) if row.is_image else None)
-    outputs.write_dataset_files(out, datasets=datasets, atlas="CIT168")
+    outputs.write_dataset_files(out, datasets=datasets)
+    outputs.describe_atlas(out, "CIT168")
 
 
 def test_names_of_the_table():
