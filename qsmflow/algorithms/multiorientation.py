@@ -189,4 +189,4 @@ def cosmos(
         normal, right - normal(start), iterations=iterations, tolerance=tolerance,
         preconditioner=lambda residual: inside(fourier.rfftn(residual, shape) * inverse),
     )  # fmt: skip
-    return (chi * support).astype(np.float32), support
+    return np.where(support, chi, 0).astype(np.float32), support

@@ -217,6 +217,7 @@ class TestRow:
             assert np.isfinite(value).all(), name
             if name != "mask" and masked(row):
                 assert not value[outside].any(), f"{name} is not 0 outside the mask"
+                assert not np.signbit(value[outside]).any(), f"{name} is -0 outside the mask"
             assert not any(np.shares_memory(value, array) for array in arrays.values()), f"{name} is a view of an input"
         assert content(default(row)) == content(results), "a second run gave other numbers"
 

@@ -43,6 +43,8 @@ def test_closed_form_is_exact():
     np.testing.assert_allclose(found[0], para * MASK, atol=1e-6)
     np.testing.assert_allclose(found[1], -dia * MASK, atol=1e-6)
     assert found[2] == REST
+    outside = r2starqsm(chi - 1, MASK, rate, r2, b0=B0)  # susceptibility beyond the mask is none of ours, its sign neither
+    assert not any(values[~MASK].any() or np.signbit(values[~MASK]).any() for values in outside[:2])
 
 
 def test_closed_form_is_the_smallest_misfit_within_the_bounds():
@@ -90,6 +92,7 @@ def test_chi_separation_finds_both(relaxivity, b0):
         assert -dia[INSIDE[name]].mean() == pytest.approx(true_dia, abs=0.008), name
     for found in (para, dia):
         assert not found[~MASK].any()
+        assert not np.signbit(found[found == 0]).any()
     assert para.min() == 0
     assert dia.max() == 0
 

@@ -86,5 +86,5 @@ def ismv(
         if dot(step, step) <= limit:
             break
     local = np.zeros(mask.shape, np.float32)
-    local[box] = (field - background) * inside
+    local[box] = np.where(inside, field - background, 0)
     return local, valid

@@ -95,7 +95,7 @@ def pdf(
     field = np.where(inside, field - np.average(field[inside], weights=squared[inside]), 0).astype(np.float32)
     local = np.zeros(mask.shape, np.float32)
     sources = outer_sources(field, squared, inside, kernel, shape, iterations=iterations, tolerance=tolerance)
-    local[box] = inside * (field - fourier.convolve_onto(sources, kernel, shape, inside.shape))
+    local[box] = np.where(inside, field - fourier.convolve_onto(sources, kernel, shape, inside.shape), 0)
     return local, mask.copy()
 
 

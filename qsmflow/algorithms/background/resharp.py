@@ -115,7 +115,7 @@ def resharp(
         inner=partial(fourier.inner, last=shape[-1]),
     )  # fmt: skip
     local = np.zeros(mask.shape, np.float32)
-    local[box] = fourier.irfftn(spectrum, shape, window.shape) * window
+    local[box] = np.where(valid[box], fourier.irfftn(spectrum, shape, window.shape), 0)
     return local, valid
 
 

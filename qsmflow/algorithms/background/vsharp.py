@@ -217,5 +217,5 @@ def _filtered(field, mask, voxel_size, radii):
 def _placed(field, inside, box, shape):
     """A box's field and mask on the whole grid."""
     local, valid = np.zeros(shape, np.float32), np.zeros(shape, bool)
-    local[box], valid[box] = field * inside, inside
+    local[box], valid[box] = np.where(inside, field, 0), inside
     return local, valid

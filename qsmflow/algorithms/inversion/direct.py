@@ -230,4 +230,4 @@ def _divide(local_field, mask, voxel_size, b0_dir, inverse):
     field = fourier.rfftn(np.where(mask, local_field, 0).astype(np.float32), shape)
     field *= inverse(dipole_kernel(shape, voxel_size=voxel_size, b0_dir=b0_dir), shape, field)
     field[0, 0, 0] = 0
-    return fourier.irfftn(field, shape, mask.shape) * mask
+    return np.where(mask, fourier.irfftn(field, shape, mask.shape), np.float32(0))

@@ -96,7 +96,7 @@ def ilsqr(
     streaks = streak_estimate(
         first, fast, mask, np.abs(kernel) < cone, shape, voxel_size, iterations=iterations, tolerance=tolerance
     )
-    return (first - streaks[tuple(slice(n) for n in mask.shape)]) * mask
+    return np.where(mask, first - streaks[tuple(slice(n) for n in mask.shape)], np.float32(0))
 
 
 def least_squares(field, mask, kernel, shape, voxel_size, *, iterations, tolerance):

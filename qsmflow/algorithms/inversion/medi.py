@@ -115,7 +115,7 @@ def medi(
     radians = radians_per_ppm(b0=b0, echo_times=echo_times) if data == "nonlinear" else 0.0
     fit = _fit(local_field, mask, field_error, magnitude, voxel_size, b0_dir, radians, lambda_, edges, smv_radius)
     chi = fit.solve(iterations=iterations, cg_iterations=cg_iterations, tolerance=tolerance, merit=merit, name="medi")
-    return chi[tuple(slice(n) for n in mask.shape)] * mask
+    return np.where(mask, chi[tuple(slice(n) for n in mask.shape)], np.float32(0))
 
 
 def medi0(
@@ -213,7 +213,7 @@ def medi0(
     fit.uniform, fit.uniform_weight = np.ravel_multi_index(np.nonzero(fluid), fit.measured.shape), fluid_weight
     chi = fit.solve(iterations=iterations, cg_iterations=cg_iterations, tolerance=tolerance, merit=merit, name="medi0")
     chi = chi[tuple(slice(n) for n in mask.shape)]
-    return (chi - np.float32(chi[fluid].mean(dtype=np.float64))) * mask
+    return np.where(mask, chi - np.float32(chi[fluid].mean(dtype=np.float64)), np.float32(0))
 
 
 def _fit(local_field, mask, field_error, magnitude, voxel_size, b0_dir, radians, lambda_, edges, radius) -> Fit:

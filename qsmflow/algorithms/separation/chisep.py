@@ -116,7 +116,7 @@ def chisep(
     data = Residual(grid, field, weight, misfit.squares)
     maps = _Maps(grid, mask, rate / np.float32(scale), np.float32(balance), np.float32(relaxivity_dia / relaxivity_para))
     para, dia = _minimise(grid, data, maps, lambda_, mask=mask, iterations=iterations, tolerance=tolerance)
-    return grid.crop(np.maximum(para, 0), mask), -grid.crop(np.maximum(dia, 0), mask), rest
+    return grid.crop(np.maximum(para, 0), mask), grid.crop(0 - np.maximum(dia, 0), mask), rest  # not -0
 
 
 class _Maps:

@@ -118,4 +118,4 @@ def r2starqsm(
     rate, rest = source_rate(r2star, r2, chi, mask, relaxivity=scale, baseline=baseline)
     both = rate / np.float32(scale)
     para, dia = np.maximum(both + chi, 0) / 2, np.minimum(chi - both, 0) / 2
-    return (para * mask).astype(np.float32), (dia * mask).astype(np.float32), rest
+    return *(np.where(mask, found, 0).astype(np.float32) for found in (para, dia)), rest

@@ -125,7 +125,7 @@ def tfi(
         iterations=iterations, cg_iterations=cg_iterations, tolerance=tolerance, name="tfi",
         preconditioner=lambda r: scale * r, start=start,
     )  # fmt: skip
-    return chi[corner] * mask
+    return np.where(mask, chi[corner], np.float32(0))
 
 
 def _project(measured, squared, kernel, elsewhere, iterations):
