@@ -156,6 +156,8 @@ def plan_acquisition(acquisition: Acquisition, recipe: Recipe, execution: Execut
     if recipe.reference == "region" and wanted and not regions:
         skipped["reference"] = "there are no regions"
         notices.append(f"no reference region '{recipe.reference_region}': values are relative to an unknown constant")
+    if recipe.two_pass and recipe.separates("chi_echoes") and "separation" not in skipped:
+        notices.append(f"{recipe.separation} inverts every echo in one pass: two passes are for the susceptibility map alone")
     return Plan(acquisition, recipe, grid, atlas, regions, skipped, given, tuple(notices))
 
 

@@ -276,6 +276,15 @@ def test_decompose_inverts_every_echo(study):
     assert reason == "it needs the phase of every echo, but the total field was given"
 
 
+def test_decompose_says_that_it_takes_one_pass(study):
+    study.scan(echoes=4)
+    for two_pass in (True, False):
+        graph = study.graph(Recipe(outputs=("qsm",), output_spaces=("GRE",), separation="decompose", two_pass=two_pass))
+        assert {"echo_1_wf.inversion", "stack_echoes"} <= names(graph)
+        notices = node(graph, "sub_01.report").inputs.notices
+        assert any("decompose inverts every echo in one pass" in notice for notice in notices) == two_pass
+
+
 def test_decompose_needs_four_echoes(study):
     study.scan(echoes=3)
     graph = study.graph(Recipe(separation="decompose"))
