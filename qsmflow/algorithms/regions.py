@@ -6,8 +6,15 @@ from collections.abc import Sequence
 
 import numpy as np
 
-#: Statistics of one region, in the order of the table.
-STATISTICS = ("mean", "sd", "median", "trimmed_mean", "p05", "p95")
+#: Statistics of one region, in the order of the table, with their names in words.
+STATISTICS = {
+    "mean": "mean",
+    "sd": "standard deviation",
+    "median": "median",
+    "trimmed_mean": "mean without the lowest and the highest tenth",
+    "p05": "5th percentile",
+    "p95": "95th percentile",
+}
 
 
 def region_statistics(values: np.ndarray) -> dict[str, float]:

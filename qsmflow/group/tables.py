@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from qsmflow.bids.outputs import json_text, sidecar_path, write_text
+from qsmflow.bids.regions import column_meaning
 from qsmflow.group.collect import Cohort
 from qsmflow.group.study import Study
 from qsmflow.reports.quality import metric
@@ -25,12 +26,7 @@ _MEANINGS = {
     "rec": "rec- label of the acquisition",
     "run": "run of the acquisition",
     "atlas": "atlas of the regions",
-    "index": "label of the region in the segmentation",
-    "name": "name of the region",
     "structure": "name of the region in words",
-    "hemisphere": "L, R or n/a",
-    "n_voxels": "voxels of the region that have a susceptibility",
-    "volume_mm3": "their volume, mm^3",
     "region": "region (without its side where the sides were averaged)",
     "scan": "participant and session",
     "n": "scans (of a group: participants; of a phantom: vials) that were used",
@@ -128,17 +124,6 @@ _ENDINGS = {
     "_low": "lower limit of the 95 % interval of the slope against {}",
     "_high": "upper limit of the 95 % interval of the slope against {}",
 }
-_STATISTICS = {
-    "mean": "mean", "sd": "standard deviation", "median": "median",
-    "trimmed_mean": "mean without the lowest and the highest tenth", "p05": "5th percentile", "p95": "95th percentile",
-}  # fmt: skip
-_MAPS = {
-    "chi": "susceptibility relative to the chosen reference, ppm",
-    "chi_brain": "susceptibility relative to the mean of the whole brain mask, ppm",
-    "r2star": "R2*, 1/s",
-    "para": "susceptibility of the paramagnetic sources, ppm",
-    "dia": "susceptibility of the diamagnetic sources, ppm",
-}
 
 
 def write_collected(cohort: Cohort, output_dir: Path) -> list[Path]:
@@ -185,12 +170,8 @@ def meaning(column: str) -> str:
     >>> meaning("r2star_p95"), meaning("sex_p")
     ('95th percentile of R2*, 1/s', 'p of the effect of sex (type III)')
     """
-    if column in _MEANINGS:
-        return _MEANINGS[column]
-    for key, how in sorted(_STATISTICS.items(), key=lambda pair: -len(pair[0])):
-        if column.endswith(f"_{key}"):
-            what = column.removesuffix(f"_{key}")
-            return f"{how} of {_MAPS.get(what, what)}"
+    if known := _MEANINGS.get(column) or column_meaning(column):
+        return known
     for ending, text in _ENDINGS.items():
         if column.endswith(ending):
             return text.format(column.removesuffix(ending))

@@ -11,24 +11,9 @@ from nipype.interfaces.base import BaseInterfaceInputSpec, File, SimpleInterface
 
 from qsmflow.algorithms.regions import STATISTICS, region_statistics, region_voxels
 from qsmflow.bids.atlas import read_atlas, region_indices
+from qsmflow.bids.regions import COLUMNS, column_meaning
 from qsmflow.interfaces import images
 from qsmflow.reports.quality import plausible
-
-_WHAT = {
-    "chi": "susceptibility relative to the chosen reference, ppm",
-    "chi_brain": "susceptibility relative to the mean of the whole brain mask, ppm",
-    "r2star": "R2*, 1/s",
-    "para": "susceptibility of the paramagnetic sources, ppm",
-    "dia": "susceptibility of the diamagnetic sources, ppm",
-}
-_HOW = {
-    "mean": "mean",
-    "sd": "standard deviation",
-    "median": "median",
-    "trimmed_mean": "mean without the lowest and the highest tenth",
-    "p05": "5th percentile",
-    "p95": "95th percentile",
-}
 
 
 class _TabulateRegionsInputSpec(BaseInterfaceInputSpec):
@@ -70,11 +55,10 @@ class TabulateRegions(SimpleInterface):
             for key, values in maps.items():
                 row |= {f"{key}_{statistic}": value for statistic, value in region_statistics(values[voxels]).items()}
             rows.append({key: _cell(value) for key, value in row.items()})
-        fixed = ["index", "name", "hemisphere", "n_voxels", "volume_mm3"]
-        columns = fixed + [f"{key}_{statistic}" for key in maps for statistic in STATISTICS]
+        columns = [*COLUMNS, *(f"{key}_{statistic}" for key in maps for statistic in STATISTICS)]
         self._results["table"] = _write_table(folder / "regions.tsv", columns, rows)
         self._results["names"] = _write_table(folder / "names.tsv", ["index", "name"], rows)
-        self._results["dictionary"] = _dictionary(columns)
+        self._results["dictionary"] = {column: {"Description": column_meaning(column)} for column in columns}
         return runtime
 
 
@@ -90,19 +74,6 @@ def _cell(value: object) -> object:
     if isinstance(value, float):
         return "n/a" if math.isnan(value) else f"{value:.6g}"
     return value
-
-
-def _dictionary(columns: list[str]) -> dict[str, dict[str, str]]:
-    texts = {
-        "index": "label of the region in the segmentation",
-        "name": "name of the region",
-        "hemisphere": "L, R or n/a",
-        "n_voxels": "voxels of the region that have a susceptibility",
-        "volume_mm3": "their volume, mm^3",
-    }
-    for key, what in _WHAT.items():
-        texts |= {f"{key}_{statistic}": f"{how} of {what}" for statistic, how in _HOW.items()}
-    return {column: {"Description": texts[column]} for column in columns}
 
 
 class _PickRegionInputSpec(BaseInterfaceInputSpec):

@@ -1,12 +1,14 @@
 """The table of region values, reference regions, given masks and fields, and atlases by path."""
 
 import csv
+import re
 
 import numpy as np
 import pytest
 
 from qsmflow.algorithms.units import hz_per_ppm
 from qsmflow.bids.atlas import read_atlas
+from qsmflow.bids.regions import COLUMNS
 from qsmflow.errors import UsageError
 from qsmflow.interfaces import images
 from qsmflow.interfaces.field import TakeField
@@ -31,7 +33,8 @@ def files(tmp_path, monkeypatch):
 
 
 def test_table_holds_every_region_relative_to_both_references(files):
-    outputs = TabulateRegions(atlas="CIT168", **files).run().outputs
+    sources = {"chi_para": files["chi"], "chi_dia": files["r2star"]}
+    outputs = TabulateRegions(atlas="CIT168", **files, **sources).run().outputs
     with open(outputs.table, newline="") as file:
         rows = {int(row["index"]): row for row in csv.DictReader(file, delimiter="\t")}
     assert len(rows) == 28
@@ -45,7 +48,10 @@ def test_table_holds_every_region_relative_to_both_references(files):
     assert float(putamen["r2star_median"]) == 20
     assert rows[9]["n_voxels"] == "0"  # outside the mask
     assert rows[9]["chi_mean"] == "n/a"
-    assert set(outputs.dictionary) == set(putamen)
+    assert (putamen["para_mean"], putamen["dia_mean"]) == (putamen["chi_mean"], putamen["r2star_mean"])
+    assert list(outputs.dictionary) == list(putamen)
+    for column, words in outputs.dictionary.items():  # every map is one that has words of its own
+        assert re.search(r"of .*(ppm|1/s)$", words["Description"]) or column in COLUMNS
 
 
 @pytest.mark.parametrize(("region", "indices"), [("Pu_L", [1]), ("1+101", [1, 101]), ("Pu_L+9", [1, 9])])
