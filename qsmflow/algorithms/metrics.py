@@ -292,6 +292,7 @@ def forward_fit(
     *,
     voxel_size: Sequence[float],
     b0_dir: Sequence[float],
+    known: np.ndarray | None = None,
 ) -> float:
     """Part of the local field that the susceptibility map does not explain (0 to 1; lower is better).
 
@@ -305,11 +306,13 @@ def forward_fit(
         Where both are valid.
     voxel_size, b0_dir : sequence of float, (3,)
         Voxel size in mm; unit vector of the main field in voxel axes.
+    known : ndarray of bool, (X, Y, Z), optional
+        Where in the mask the field is valid, if that is not all of it: one of several orientations.
 
     Returns
     -------
     float
-        ``||M (D(chi + c) - f - o)|| / ||M f||`` with the constants c and o that make it smallest.
+        ``||K (D M (chi + c) - f - o)|| / ||K f||`` with the constants c and o that make it smallest and K the ``known`` voxels.
 
     Notes
     -----
@@ -325,11 +328,11 @@ def forward_fit(
     True
     """
     box = _box(mask)
-    inside = mask[box]
+    inside, where = mask[box], (mask if known is None else mask & known)[box]
     context = {"voxel_size": voxel_size, "b0_dir": b0_dir}
-    model = dipole.forward_field(np.where(inside, chi[box], 0).astype(np.float32), **context)[inside]
-    body = dipole.forward_field(inside.astype(np.float32), **context)[inside]
-    field = local_field[box][inside].astype(np.float64)
+    model = dipole.forward_field(np.where(inside, chi[box], 0).astype(np.float32), **context)[where]
+    body = dipole.forward_field(inside.astype(np.float32), **context)[where]
+    field = local_field[box][where].astype(np.float64)
     size = np.linalg.norm(field)
     if size == 0:
         return float("nan")

@@ -11,6 +11,7 @@ from scipy import ndimage as ndi
 
 from qsmflow.algorithms import fourier, solvers
 from qsmflow.algorithms.dipole import dipole_kernel
+from qsmflow.algorithms.metrics import forward_fit
 from qsmflow.algorithms.weights import error_weights
 
 #: Below this smallest kernel of all orientations together, noise is raised more than tenfold somewhere in k-space.
@@ -190,3 +191,49 @@ def cosmos(
         preconditioner=lambda residual: inside(fourier.rfftn(residual, shape) * inverse),
     )  # fmt: skip
     return np.where(support, chi, 0).astype(np.float32), support
+
+
+def unexplained(
+    chi: np.ndarray,
+    mask: np.ndarray,
+    local_fields: Sequence[np.ndarray],
+    masks: Sequence[np.ndarray],
+    directions: Sequence[Sequence[float]],
+    *,
+    voxel_size: Sequence[float],
+) -> list[float]:
+    """Part of the local field of each orientation that the map of all does not explain (lower is better).
+
+    Parameters
+    ----------
+    chi, mask : ndarray, (X, Y, Z)
+        Susceptibility in ppm, and where it is known, from :func:`cosmos`.
+    local_fields, masks, directions, voxel_size
+        What it was computed from.
+
+    Returns
+    -------
+    list of float
+        :func:`.forward_fit` of every orientation; above 1 where the map makes more of a field than it takes away.
+
+    Notes
+    -----
+    Several orientations ask for more than one map can give, so that what is wrong in one of them shows: noise, background,
+    motion, a wrong direction. Noise alone leaves ``sqrt(1 - 1 / n)`` of n orientations.
+
+    Examples
+    --------
+    >>> from qsmflow.algorithms.dipole import forward_field
+    >>> r2 = sum(np.square(a) for a in np.ogrid[-12:12, -12:12, -12:12])
+    >>> ball, directions = r2 < 121, [(0, 0, 1), (0, 0.5, 0.75**0.5), (0.5, 0, 0.75**0.5)]
+    >>> fields = [forward_field(0.1 * (r2 < 16), voxel_size=(1, 1, 1), b0_dir=b) for b in directions]
+    >>> for given in (fields, [-fields[0], *fields[1:]]):
+    ...     made, _ = cosmos(given, [ball] * 3, directions, [np.ones(r2.shape)] * 3, voxel_size=(1, 1, 1))
+    ...     print([round(part, 1) for part in unexplained(made, ball, given, [ball] * 3, directions, voxel_size=(1, 1, 1))])
+    [0.0, 0.0, 0.0]
+    [1.1, 0.7, 0.7]
+    """
+    return [
+        forward_fit(chi, field, mask, voxel_size=voxel_size, b0_dir=direction, known=known)
+        for field, known, direction in zip(local_fields, masks, directions, strict=True)
+    ]

@@ -194,6 +194,7 @@ def _combination(execution: Execution, group: Orientations) -> Path:
 def _tell_orientations(jobs: Iterable[_Job], recipe: Recipe, execution: Execution) -> None:
     """What the run found about the orientations of each head, from the sidecars that it wrote."""
     from qsmflow.bids.outputs import sidecar_path
+    from qsmflow.reports import quality
 
     for group in _orientations(jobs, recipe):
         path = sidecar_path(_combination(execution, group))
@@ -205,6 +206,8 @@ def _tell_orientations(jobs: Iterable[_Job], recipe: Recipe, execution: Executio
             if told["PoorlyConditioned"]:
                 advice = "noise and streaks are raised; three or more tilts in two planes are needed"
                 logger.warning(f"{group.name}: warning: COSMOS is poorly conditioned: {advice}")
+            for warning in quality.warnings(told["Quality"]):
+                logger.warning(f"{group.name}: warning: COSMOS: {warning['what']}; {warning['remedy']}")
 
 
 def _tell_jobs(jobs: Iterable[_Job]) -> None:

@@ -251,7 +251,7 @@ class _Results:
         for key in ("registration_template", "registration_t1w"):
             if isdefined(getattr(self.inputs, key)):
                 values[key] = getattr(self.inputs, key)
-        return {key: float(f"{value:.6g}") if math.isfinite(value) else None for key, value in values.items()}
+        return quality.rounded(values)
 
     def summary(self) -> dict[str, object]:
         """Everything that the page, the table of metrics and the methods text need."""

@@ -139,12 +139,13 @@ def _orientations(output_dir: Path, name: str, path: Path) -> SubReport:
             position["Name"],
             f"{position['TiltDegrees']:.1f}°",
             "first" if index == 0 else "n/a" if match is None else f"{match:.2f}",
+            _value("cosmos_fit", position["UnexplainedField"]),
             ", ".join(f"{round(b, 2) + 0.0:.2f}" for b in position["B0Direction"]).replace("-", "\N{MINUS SIGN}"),
         ]
         for index, (position, match) in enumerate(zip(positions, matches, strict=True))
     ]
     least = quality.metric("registration_t1w").low
-    warnings = []
+    warnings = quality.warnings(told["Quality"])
     if told["PoorlyConditioned"]:
         remedy = "noise and streaks are raised; use three or more positions that tilt the head in two planes"
         warnings.append({"what": "the positions of the head are too alike", "remedy": remedy})
@@ -157,14 +158,17 @@ def _orientations(output_dir: Path, name: str, path: Path) -> SubReport:
         ("Largest tilt", f"{max(position['TiltDegrees'] for position in positions):.1f}°"),
         ("Smallest kernel", f"{told['SmallestCombinedKernel']:.2f}"),
         ("Condition number", told["ConditionNumber"]),
+        ("Unexplained fields", _value("cosmos_fit", told["Quality"]["cosmos_fit"])),
     ]
     overview = {"facts": facts, "warnings": warnings, "remedies": f"{prefix}-positions"}
-    head = ["Position", "Tilt", "Match, nat", "Main field in the head"]
+    head = ["Position", "Tilt", "Match, nat", "Unexplained field", "Main field in the head"]
+    values = _quality(told["Quality"], name, {})
     told = {"head": head, "rows": rows, "warnings": warnings, "least": least, "poor": POOR}
     parts = [
         Part(f"{prefix}-overview", "Overview", "overview", overview),
         Part(f"{prefix}-chi", "Susceptibility", "pictures", {"pictures": shown, "tables": [], "switch": len(shown) > 1}),
         Part(f"{prefix}-positions", "Positions of the head", "orientations", told),
+        Part(f"{prefix}-quality", "Quality", "quality", values),
     ]
     return SubReport(prefix, reportlets=parts, title=f"{name}, all positions (COSMOS)", isnested=True)
 

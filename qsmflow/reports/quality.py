@@ -117,6 +117,12 @@ METRICS = (
         high=0.8, remedy="the inversion is over-regularised or the local field holds errors",
     ),
     Metric(
+        "cosmos_fit", "Unexplained part of all local fields", "", "lower",
+        "Part of the local fields that the map from all positions together does not reproduce.", high=0.5,
+        remedy="the positions contradict each other: look whether their masks hold bone or air (a tighter mask, or --background"
+        " resharp), at the match of every position, and for motion",
+    ),
+    Metric(
         "reference_mean", "Reference region, mean", "ppm", "near 0",
         "Mean of the reference region relative to the whole brain.", low=-0.06, high=0.06, digits=4,
         remedy="look where the reference region lies; values relative to the whole brain are in the table too",
@@ -225,6 +231,17 @@ def warnings(metrics: Mapping[str, float | None]) -> list[dict[str, str]]:
     if polarity(metrics).get("polarity", 0) < 0:
         found.insert(0, _INVERTED)
     return found
+
+
+def rounded(metrics: Mapping[str, float]) -> dict[str, float | None]:
+    """Metrics as they are saved: with six digits, None for what is no number.
+
+    Examples
+    --------
+    >>> rounded({"streaks": 1.23456789, "rim_chi": math.nan})
+    {'streaks': 1.23457, 'rim_chi': None}
+    """
+    return {key: float(f"{value:.6g}") if math.isfinite(value) else None for key, value in metrics.items()}
 
 
 def polarity(metrics: Mapping[str, float | None]) -> dict[str, float]:

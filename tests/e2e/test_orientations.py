@@ -13,6 +13,7 @@ from qsmflow.algorithms.dipole import forward_field
 from qsmflow.bids.outputs import dataset_roots, write_dataset_files
 from qsmflow.cli.validator import validate
 from qsmflow.config import Recipe
+from qsmflow.reports import quality
 from qsmflow.reports.page import build_subject_page
 
 SHAPE, SIZE, B0, TIMES = (38, 42, 36), 2.5, 3.0, (0.004, 0.010, 0.016)
@@ -98,6 +99,7 @@ def test_map(out):
     assert len(told["Sources"]) == 24
     assert {method["Stage"] for method in told["Methods"]} >= {"background", "reference"}
     assert "inversion" not in {method["Stage"] for method in told["Methods"]}
+    assert quality.warnings(told["Quality"]) == []
 
 
 @pytest.mark.slow

@@ -5,13 +5,16 @@ import math
 
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from qsmflow.algorithms import simulation
+from qsmflow.algorithms.background.resharp import resharp
 from qsmflow.algorithms.dipole import forward_field
 from qsmflow.interfaces import images
 from qsmflow.interfaces.multiorientation import CombineOrientations
 from qsmflow.interfaces.registration import AlignOrientation, Register
 from qsmflow.interfaces.reports import COSMOS, OrientationsReport, SaveFigures
+from qsmflow.reports import quality
 from qsmflow.reports.page import build_subject_page
 
 SHAPE = (34, 36, 32)
@@ -109,27 +112,60 @@ def test_field_is_the_one_of_the_turned_main_field(aligned):
         assert images.read_grid(result.local_field).matches(FIRST)
 
 
+def combined(folder, fields, masks, errors, directions, **settings):
+    """Susceptibility, mask and what is told of them."""
+    files = {"local_fields": fields, "masks": masks, "field_errors": errors, "directions": directions}
+    outputs = CombineOrientations(names=["a", "b", "c", "d"], **files, **settings).run(cwd=folder).outputs
+    return images.read(outputs.chi), images.read(outputs.mask, bool), outputs.measured
+
+
 def test_combination(aligned):
     folder, results, chi = aligned
-    combine = CombineOrientations(
-        local_fields=[result.local_field for result in results],
-        masks=[result.mask for result in results],
-        field_errors=[result.field_error for result in results],
-        directions=[result.b0_dir for result in results],
-        names=["a", "b", "c", "d"],
-        similarities=[0.9, 0.8, 0.25],
-    )
-    outputs = combine.run(cwd=folder).outputs
-    mask = images.read(outputs.mask, bool)
-    found, truth = images.read(outputs.chi)[mask], chi[mask]
+    files = ([getattr(r, name) for r in results] for name in ("local_field", "mask", "field_error", "b0_dir"))
+    found, mask, told = combined(folder, *files, similarities=[0.9, 0.8, 0.25])
+    found, truth = found[mask], chi[mask]
     found, truth = found - found.mean(), truth - truth.mean()
     assert np.linalg.norm(found - truth) < 0.25 * np.linalg.norm(truth)
-    told = outputs.measured
     assert [o["Name"] for o in told["Orientations"]] == ["a", "b", "c", "d"]
     assert [o["TiltDegrees"] for o in told["Orientations"]][:3] == pytest.approx([0, 22, 22], abs=1)
     assert [o.get("RegistrationSimilarity") for o in told["Orientations"]] == [None, 0.9, 0.8, 0.25]
     assert told["ConditionNumber"] < 6
     assert told["PoorlyConditioned"] is False
+    assert quality.warnings(told["Quality"]) == []
+    assert all(0 < o["UnexplainedField"] < 0.3 for o in told["Orientations"])
+
+
+def test_positions_that_contradict_each_other_are_flagged(aligned):
+    """One field with the wrong sign: no susceptibility makes that and the others."""
+    folder, results, _ = aligned
+    fields = [result.local_field for result in results]
+    fields[2] = images.write(folder / "turned.nii", -images.read(fields[2]), FIRST)
+    told = combined(folder, fields, *([getattr(r, name) for r in results] for name in ("mask", "field_error", "b0_dir")))[2]
+    (warning,) = quality.warnings(told["Quality"])
+    assert warning["what"].startswith("unexplained part of all local fields is 0.7")
+    shares = [o["UnexplainedField"] for o in told["Orientations"]]
+    assert max(shares) == shares[2]
+
+
+@pytest.mark.parametrize(("reach", "flagged"), [(0, False), (1, True)])
+def test_a_mask_that_holds_bone_is_flagged(tmp_path, reach, flagged):
+    """Bone and air around a brain: background removal copes as long as they lie outside the mask."""
+    chi, brain, _ = head(OTHER, (0, 0))
+    around = np.where(ndimage.binary_dilation(brain, iterations=3), -2.1, 9.4)
+    around = np.where(brain, 0, around).astype(np.float32)
+    mask = ndimage.binary_dilation(brain, iterations=reach) if reach else brain
+    directions, paths = [[float(b) for b in rotation(*turn).T @ (0, 0, 1)] for turn in TURNS], ([], [], [])
+    for n, b0_dir in enumerate(directions):
+        context = {"voxel_size": OTHER.voxel_size, "b0_dir": b0_dir}
+        fields = (forward_field(source, **context, background=b, space="image") for source, b in ((chi, 0), (around, 9.4)))
+        local, inside = resharp(sum(fields), mask, **context)
+        for name, volume, found in zip(("field", "mask", "error"), (local, inside, np.ones_like(local)), paths, strict=True):
+            found.append(images.write(tmp_path / f"{name}_{n}.nii", volume, OTHER))
+    found, inside, told = combined(tmp_path, *paths, directions)
+    where = inside & brain
+    error = np.linalg.norm((found - chi)[where] - (found - chi)[where].mean()) / np.linalg.norm(chi[where] - chi[where].mean())
+    assert error > 10 if flagged else error < 0.8
+    assert bool(quality.warnings(told["Quality"])) == flagged
 
 
 def test_page_shows_all_positions_together(aligned, tmp_path, monkeypatch):
@@ -146,11 +182,12 @@ def test_page_shows_all_positions_together(aligned, tmp_path, monkeypatch):
         f"sub-01_desc-cosmos{window}_Chimap.png" for window in ("narrow", "wide")
     }
     positions = [
-        {"Name": f"sub-01_acq-{name}", "B0Direction": [0, 0.3, 0.954], "TiltDegrees": tilt}
-        for name, tilt in (("nod", 0.0), ("tilt", 17.46))
+        {"Name": f"sub-01_acq-{name}", "B0Direction": [0, 0.3, 0.954], "TiltDegrees": tilt, "UnexplainedField": part}
+        for name, tilt, part in (("nod", 0.0, 0.68), ("tilt", 17.46, None))
     ]
     positions[1]["RegistrationSimilarity"] = 0.2
     told = {"Orientations": positions, "SmallestCombinedKernel": 0.0, "ConditionNumber": "infinite", "PoorlyConditioned": True}
+    told["Quality"] = {"cosmos_fit": 0.71, "brain_sd": 0.2, "rim_chi": None}
     anat = out / "sub-01/anat"
     anat.mkdir()
     (anat / "sub-01_desc-cosmos_Chimap.json").write_text(json.dumps(told))
@@ -158,9 +195,11 @@ def test_page_shows_all_positions_together(aligned, tmp_path, monkeypatch):
     assert text.count("data:image/webp") == 2
     for expected in (
         "all positions (COSMOS)", "Relative to the whole brain", "17.5°", "0.00, 0.30, 0.95", "infinite", "too alike",
-        "Sub-01_acq-tilt matches the first position poorly", "2 flags",
+        "Sub-01_acq-tilt matches the first position poorly", "Unexplained part of all local fields is 0.71",
+        "Spread of the susceptibility is 0.2000 ppm", "4 flags", "0.68", "hold bone or air",
     ):  # fmt: skip
         assert expected in text, expected
+    told["Quality"] = {"cosmos_fit": 0.21, "brain_sd": 0.03, "rim_chi": 1.1}
     told |= {"PoorlyConditioned": False, "SmallestCombinedKernel": 0.28, "ConditionNumber": 4.0}
     del positions[1]["RegistrationSimilarity"]
     (anat / "sub-01_desc-cosmos_Chimap.json").write_text(json.dumps(told))

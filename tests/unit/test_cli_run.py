@@ -125,12 +125,15 @@ def test_orientations_are_run_together_and_told(world, tmp_path, capsys):
         "Orientations": [{"TiltDegrees": 0.0}, {"TiltDegrees": 12.5}],
         "ConditionNumber": "infinite",
         "PoorlyConditioned": True,
+        "Quality": {"cosmos_fit": 0.62, "brain_sd": 0.05, "rim_chi": None},
     }
     combined.with_name("sub-01_desc-cosmos_Chimap.json").write_text(json.dumps(told))
     assert qsmflow("--cosmos", "run") == 0
     text = "".join(capsys.readouterr())
     assert "sub-01: COSMOS of 2 orientations at 0, 12.5 degrees, condition number infinite" in text
     assert "sub-01: warning: COSMOS is poorly conditioned" in text
+    assert "sub-01: warning: COSMOS: unexplained part of all local fields is 0.62 (expected: at most 0.5)" in text
+    assert text.count("warning: COSMOS") == 2
     assert qsmflow("--cosmos", "run") == 0
     Path("bids/sub-01_run-2_MEGRE.nii.gz").write_text("other")
     assert qsmflow("--cosmos", "run") == 0
