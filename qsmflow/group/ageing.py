@@ -293,7 +293,7 @@ def _region(
     low, high = (np.full(len(at), np.nan),) * 2
     if model.bootstrap:
         low, high = bootstrap(chosen, y, age, others, who, at, number=model.bootstrap, seed=model.seed)
-    iron, line = hallgren(region, at), {"fit": value, "low": low, "high": high}
+    iron, line = hallgren(region, at) if model.of_iron else None, {"fit": value, "low": low, "high": high}
     return row, line | ({"iron": iron} if iron is not None else {}), y - part
 
 

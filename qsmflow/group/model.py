@@ -65,6 +65,11 @@ class Model:
     concentrations: Mapping[str, float] = field(default_factory=dict)
     voxelwise: Voxelwise = Voxelwise()
 
+    @property
+    def of_iron(self) -> bool:
+        """Whether the measure goes with iron: what is known of iron says nothing about diamagnetic sources."""
+        return not self.measure.startswith("dia_")
+
     def to_yaml(self) -> str:
         """The model as a file, every setting written out."""
         plain = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}

@@ -59,9 +59,8 @@ def run_study(cohort: Cohort, model: Model) -> Study:
         check_size(data.people, design(data.people, numeric=data.numeric, factors=data.factors), model, table)
         tables = age_curves(data, model)
         notices += _unfitted(tables["ageing"])
-        return Study(
-            model, data, tables, _ageing_findings(tables["ageing"], model), _ageing_methods(data, model), tuple(notices)
-        )
+        methods = _ageing_methods(data, model, iron="iron" in tables["curves"])
+        return Study(model, data, tables, _ageing_findings(tables["ageing"], model), methods, tuple(notices))
     if model.analysis == "test-retest":
         tables = compare_sessions(data, str(cohort.results_dir))
         notices += _unfitted(tables["reliability"])
@@ -77,9 +76,9 @@ def _case_control(cohort: Cohort, model: Model, data: Data, table: str, notices:
     made = design(data.people, numeric=data.numeric, factors=data.factors, group=model.group, reference=reference)
     check_size(data.people, made, model, table)
     tables = compare(data, model, reference)
-    expected = expectations(tables["differences"], model.fdr) if not tables["differences"].empty else pd.DataFrame()
-    if not expected.empty:
-        tables["expected"] = expected
+    if model.of_iron and not tables["differences"].empty:
+        expected = expectations(tables["differences"], model.fdr)
+        tables |= {"expected": expected} if not expected.empty else {}
     notices += _unfitted(tables["ancova"])
     notices += _reference_region(cohort, data, model, reference)
     findings = _group_findings(tables["differences"], model)
@@ -201,7 +200,7 @@ def _group_methods(data: Data, model: Model, reference: str) -> str:
     )
 
 
-def _ageing_methods(data: Data, model: Model) -> str:
+def _ageing_methods(data: Data, model: Model, *, iron: bool) -> str:
     slopes = (
         "a linear mixed model with a random intercept per participant"
         if data.repeated
@@ -211,8 +210,8 @@ def _ageing_methods(data: Data, model: Model) -> str:
         f"{_common(data, model)} Age slopes{_adjusted(data, model.age)} were estimated by {slopes}, with the false discovery "
         f"rate controlled at {model.fdr:g} over the regions [@benjamini1995]. Straight line, parabola and saturating "
         f"exponential were compared by AICc [@hurvich1989]; bands are percentiles of {model.bootstrap} bootstrap resamples of "
-        "the participants [@efron1979]. Iron curves are those of Hallgren and Sourander [@hallgren1958]."
-    )
+        "the participants [@efron1979]."
+    ) + (" Iron curves are those of Hallgren and Sourander [@hallgren1958]." if iron else "")
 
 
 _RETEST = (

@@ -16,7 +16,7 @@ from qsmflow.group.study import Study
 from qsmflow.reports.quality import metric
 
 #: Measures that the wide table holds.
-WIDE = ("chi_mean", "chi_brain_mean", "r2star_mean")
+WIDE = ("chi_mean", "chi_brain_mean", "r2star_mean", "para_mean", "dia_mean")
 
 _MEANINGS = {
     "acquisition": "name of the acquisition, as in the names of its files",

@@ -11,7 +11,7 @@ import pandas as pd
 
 from qsmflow.bids.layout import parse_name
 from qsmflow.bids.outputs import TEMPLATE, atomic, product_path
-from qsmflow.errors import DatasetError
+from qsmflow.errors import DatasetError, UsageError
 from qsmflow.group.comparison import FEWEST
 from qsmflow.group.linear import design
 from qsmflow.group.model import Voxelwise
@@ -31,9 +31,14 @@ def find_maps(study: Study, results_dir: Path) -> dict[str, list[Path]]:
 
     Raises
     ------
+    UsageError
+        If the study is not of susceptibility.
     DatasetError
         If somebody has none, or the analysis has no effect that can be tested.
     """
+    if not study.model.measure.startswith("chi_"):
+        why = f"--voxelwise compares maps of susceptibility, and the model's measure is {study.model.measure}"
+        raise UsageError(f"{why}; leave one of them away")
     people = _first(study)
     _effects(study, people)
     paths = {row: [_map_path(results_dir, scan) for scan in study.data.scans[row]] for row in people.index}

@@ -13,7 +13,6 @@ from nireports.assembler.report import Report, SubReport
 
 import qsmflow
 from qsmflow.bids.outputs import atomic
-from qsmflow.group.ageing import hallgren
 from qsmflow.group.collect import Cohort
 from qsmflow.group.roc import roc_curve
 from qsmflow.group.study import Study
@@ -229,7 +228,7 @@ def _study_parts(study: Study) -> list[Part]:
             "Values without the part of the covariates, the curve with the lowest AICc and its bootstrap band. *: the slope of "
             "the straight line differs from 0 (q < 0.05)."
         )
-        if any(hallgren(region, np.zeros(1)) is not None for region in study.data.values):
+        if "iron" in tables["curves"]:
             words += " Dashed: iron by age after Hallgren and Sourander, scaled and shifted onto the fit, for its shape."
         pictures.append(_picture("ageing", "Values against age", words, png))
     if model.analysis == "test-retest":

@@ -112,9 +112,10 @@ def age_plots(ageing: pd.DataFrame, curves: pd.DataFrame, points: pd.DataFrame, 
     panels = [lambda axes, row=row: draw(axes, row) for row in fitted.itertuples()]
     handles = [_dot(_colour(n), level) for n, level in enumerate(levels)]
     handles.append(Line2D([], [], color=TEXT, linewidth=1.8, label="curve and 95 % band"))
-    handles.append(
-        Line2D([], [], color=_PLAUSIBLE, linewidth=1.4, linestyle=(0, (5, 3)), label="iron, Hallgren & Sourander (scaled)")
-    )
+    if "iron" in curves:
+        dashed = (0, (5, 3))
+        words = "iron, Hallgren & Sourander (scaled)"
+        handles.append(Line2D([], [], color=_PLAUSIBLE, linewidth=1.4, linestyle=dashed, label=words))
     return _grid(panels, height=230, columns=4, handles=handles, bottom=f"age, years · {label}")
 
 
