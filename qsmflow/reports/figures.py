@@ -178,11 +178,15 @@ def montage(view: View, rows: Sequence[Row], *, tiles: float = 5.5, legend: Mapp
     bottom = _EDGE + (21 * math.ceil(len(legend) / columns) + 10 if legend else 0)
     total = _EDGE + sum(heights) + _GAP * (len(rows) - 1) + bottom
     with _figure(_WIDTH, total) as (figure, png):
+        # One set of axes in pixels holds all cuts: to set up axes for each takes longer than everything else together.
+        axes = figure.add_axes((0, 0, 1, 1))
+        axes.set_axis_off()
+        axes.set(xlim=(0, _WIDTH), ylim=(0, figure.get_figheight() * _DPI), autoscale_on=False)
         top = total - _EDGE
         edges = []
         for row, number, (width, _), height in zip(rows, numbers, sizes, heights, strict=True):
             step = width * scale + (inner - number * width * scale) / max(number - 1, 1)
-            _row(figure, view, row, number, (top - height, width * scale, height, step))
+            _row(axes, view, row, number, (top - height, width * scale, height, step))
             edges.append((top - height, top))
             top -= height + _GAP
         _colour_bars(figure, rows, edges)
@@ -284,21 +288,19 @@ def _box(left: float, bottom: float, width: float, height: float, total: float) 
     return left / _WIDTH, bottom / total, width / _WIDTH, height / total
 
 
-def _row(figure: Figure, view: View, row: Row, number: int, place: tuple[float, float, float, float]) -> None:
+def _row(axes: Axes, view: View, row: Row, number: int, place: tuple[float, float, float, float]) -> None:
     bottom, width, height, step = place
-    total = figure.get_figheight() * _DPI
     image = view.take(row.image)
     if row.mask is not None:
         image = np.ma.masked_where(~view.take(row.mask), image)
     outlines = [(view.take(labels), of_label) for labels, of_label in row.outlines]
     colours = matplotlib.colormaps[row.colours].with_extremes(bad=BLACK)
-    figure.text(
-        0.5 * _LEFT / _WIDTH, (bottom + height / 2) / total, row.label, rotation=90, ha="center", va="center",
-        color=MUTED, fontsize=9,
+    axes.text(
+        0.5 * _LEFT, bottom + height / 2, row.label, rotation=90, ha="center", va="center", color=MUTED, fontsize=9
     )  # fmt: skip
     for column, position in enumerate(view.positions(row.plane, number)):
-        axes = figure.add_axes(_box(_LEFT + column * step, bottom, width, height, total))
-        axes.set_axis_off()
+        left = _LEFT + column * step
+        extent = (left, left + width, bottom, bottom + height)
         axes.imshow(
             _cut(image, row.plane, position),
             cmap=colours,
@@ -306,16 +308,18 @@ def _row(figure: Figure, view: View, row: Row, number: int, place: tuple[float, 
             vmax=row.window[1],
             origin="lower",
             aspect="auto",
+            extent=extent,
         )
         for labels, of_label in outlines:
-            _outline(axes, _cut(labels, row.plane, position), of_label)
-        _marks(axes, view, row.plane, position, first=column == 0)
+            _outline(axes, _cut(labels, row.plane, position), of_label, extent)
+        _marks(axes, view, row.plane, position, extent, first=column == 0)
 
 
-def _outline(axes: Axes, cut: np.ndarray, of_label: Mapping[int, str]) -> None:
+def _outline(axes: Axes, cut: np.ndarray, of_label: Mapping[int, str], extent: tuple[float, float, float, float]) -> None:
     for label in np.unique(cut):
         if int(label) in of_label and not (cut == label).all():
-            axes.contour((cut == label).astype(np.float32), levels=[0.5], colors=[of_label[int(label)]], linewidths=1.0)
+            style = {"colors": [of_label[int(label)]], "linewidths": 1.0, "origin": "lower", "extent": extent}
+            axes.contour((cut == label).astype(np.float32), levels=[0.5], **style)
 
 
 def _cut(volume: np.ndarray, plane: str, position: int) -> np.ndarray:
@@ -323,21 +327,22 @@ def _cut(volume: np.ndarray, plane: str, position: int) -> np.ndarray:
     return volume.take(position, axis=_AXIS[plane])[::-1].T
 
 
-def _marks(axes: Axes, view: View, plane: str, position: int, *, first: bool) -> None:
+def _marks(
+    axes: Axes, view: View, plane: str, position: int, extent: tuple[float, float, float, float], *, first: bool
+) -> None:
     """The cut's coordinate, and on the first cut of a row the sides."""
+    low, high, bottom, top = extent
+    left, right, lower, upper = (
+        start + share * (end - start)
+        for start, end, share in ((low, high, 0.03), (low, high, 0.97), (bottom, top, 0.02), (bottom, top, 0.97))
+    )
     # A dark rim around the letters keeps them readable on bright anatomy.
-    style = {
-        "transform": axes.transAxes,
-        "fontsize": 7.5,
-        "color": TEXT,
-        "path_effects": [withStroke(linewidth=2, foreground=BLACK)],
-    }
+    style = {"fontsize": 7.5, "color": TEXT, "path_effects": [withStroke(linewidth=2, foreground=BLACK)]}
     where = f"{'xyz'[_AXIS[plane]]} {_number(round(view.millimetres(plane, position)))}"
-    axes.text(0.03, 0.02, where, va="bottom", ha="left", **style)
+    axes.text(left, lower, where, va="bottom", ha="left", **style)
     if first:
-        left, right = _SIDES[plane]
-        axes.text(0.03, 0.97, left, va="top", ha="left", fontweight="bold", **style)
-        axes.text(0.97, 0.97, right, va="top", ha="right", fontweight="bold", **style)
+        for place, align, side in zip((left, right), ("left", "right"), _SIDES[plane], strict=True):
+            axes.text(place, upper, side, va="top", ha=align, fontweight="bold", **style)
 
 
 def _colour_bars(figure: Figure, rows: Sequence[Row], edges: Sequence[tuple[float, float]]) -> None:
