@@ -9,9 +9,8 @@ import math
 
 import numpy as np
 from numba import njit
-from scipy.stats import chi2
 
-from qsmflow.algorithms.lines import weighted_line
+from qsmflow.algorithms.lines import median_square, weighted_line
 
 #: Bounds of R2*, 1/s.
 BOUNDS = (0.1, 1000.0)
@@ -25,7 +24,7 @@ def noise_level(signal: np.ndarray, times: np.ndarray) -> float:
     freedom = signal.shape[1] - 2
     if freedom == 0 or not signal.size:
         return 0.0
-    misfit = np.sqrt(np.median(misfits(signal, times)) / chi2.median(freedom))
+    misfit = np.sqrt(np.median(misfits(signal, times)) / median_square(freedom))
     return float(max(misfit, np.finfo(np.float32).eps * signal.max()))
 
 

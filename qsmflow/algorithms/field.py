@@ -9,9 +9,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 from numba import njit
-from scipy.stats import chi2
 
-from qsmflow.algorithms.lines import weighted_line
+from qsmflow.algorithms.lines import median_square, weighted_line
 from qsmflow.algorithms.units import rad_to_ppm
 from qsmflow.algorithms.unwrap.wrapping import TWO_PI, wrapped
 
@@ -174,7 +173,7 @@ def _maps(phase, magnitude, mask, echo_times, b0: float, intercept: bool, fit: C
     rate, error, misfit = fit(angles, signal, times, intercept, 0.0)
     if freedom > 0 and misfit.size:
         power = np.einsum("ve,ve->v", signal, signal, dtype=np.float64) * np.square(misfit, dtype=np.float64)
-        noise = float(np.sqrt(np.median(power) / chi2.median(freedom)))
+        noise = float(np.sqrt(np.median(power) / median_square(freedom)))
         rate, error, misfit = fit(angles, signal, times, intercept, _FLOOR * noise)
     else:
         noise = _spatial_noise(magnitude[..., 0], mask)
@@ -208,7 +207,7 @@ def _spatial_noise(magnitude: np.ndarray, mask: np.ndarray) -> float:
             difference = np.diff(difference, axis=axis)
             inside = inside.take(range(1, inside.shape[axis]), axis) & inside.take(range(inside.shape[axis] - 1), axis)
     voxels = 2 ** sum(n > 1 for n in mask.shape)
-    return float(np.sqrt(np.median(difference[inside] ** 2) / chi2.median(1) / voxels)) if inside.any() else 0.0
+    return float(np.sqrt(np.median(difference[inside] ** 2) / median_square(1) / voxels)) if inside.any() else 0.0
 
 
 @njit(cache=True)
