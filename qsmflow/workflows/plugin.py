@@ -65,8 +65,9 @@ def start_server(*, preload: Iterable[str] = (), threads: int = 1) -> None:
     threads : int
         Largest number of threads of a node (thread pools are sized when libraries are loaded).
     """
-    # A process looks at the main script again (it may hold classes); with that done here, it is done once.
-    forkserver.set_forkserver_preload(["__main__", "nipype.pipeline.engine", "qsmflow.interfaces.threads", *preload])
+    # A process looks at the main script again (it may hold classes) and imports this module, for what it has to call; with
+    # that done here, it is done once.
+    forkserver.set_forkserver_preload(["__main__", __name__, *preload])
     with environment(thread_environment(threads)), _without_ctrl_c():
         forkserver.ensure_running()
 

@@ -75,9 +75,9 @@ def work_folder(execution: Execution) -> Path:
 
 
 def preload_modules(recipe: Recipe) -> list[str]:
-    """The algorithm modules that a recipe needs: what :func:`qsmflow.workflows.plugin.start_server` should import early."""
+    """What the nodes of a recipe need: what :func:`qsmflow.workflows.plugin.start_server` should import early."""
     rows = [registry.find(stage, name) for stage, name in recipe.methods]
-    return sorted({f"qsmflow.algorithms.{row.function.partition(':')[0]}" for row in rows})
+    return ["qsmflow.workflows.base", *sorted({f"qsmflow.algorithms.{row.function.partition(':')[0]}" for row in rows})]
 
 
 def run_workflow(workflow: Workflow, execution: Execution, acquisitions: Iterable[str], *, say: Callable = print) -> Outcome:

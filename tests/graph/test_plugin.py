@@ -1,5 +1,6 @@
 """One process per node: results, failures with names, limits, and nothing left behind."""
 
+import multiprocessing
 import os
 import re
 import signal
@@ -15,6 +16,7 @@ import pytest
 
 from qsmflow.errors import UsageError
 from qsmflow.workflows.batch import load_plugin
+from qsmflow.workflows.plugin import start_server
 from qsmflow.workflows.running import run_workflow
 
 TOY = Path(__file__).with_name("toy.py")
@@ -52,6 +54,17 @@ def test_results_and_progress(folder):
     table = (execution.output_dir / "logs/sub-01_timing.tsv").read_text().splitlines()
     assert table[0] == "node\tseconds\tstatus"
     assert [row.split("\t")[0::2] for row in table[1:]] == [["load", "done"], ["field", "done"], ["inversion", "done"]]
+
+
+def test_a_process_finds_its_imports_done():
+    """What a node's process has to call was imported by the server; otherwise every node would import it, and Nipype, anew."""
+    start_server()
+    receiver, sender = multiprocessing.Pipe(duplex=False)
+    words = "import sys; sender.send('qsmflow.workflows.plugin' in sys.modules)"
+    process = multiprocessing.get_context("forkserver").Process(target=exec, args=(words, {"sender": sender}))
+    process.start()
+    assert receiver.recv()
+    process.join()
 
 
 def test_step_that_serves_several_acquisitions(folder):
