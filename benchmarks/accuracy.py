@@ -54,7 +54,7 @@ def main() -> None:
 def from_truth(head: Head) -> None:
     """Background removal and inversion, each from its true input."""
     truth = head.stored
-    arrays = {"mask": truth["brain"], "field_error": np.ones(head.grid.shape, np.float32), "magnitude": head.magnitude}
+    arrays = {"mask": truth["brain"], "field_error": np.full(head.grid.shape, 1e-3, np.float32), "magnitude": head.magnitude}
     rows = []
     for name in registry.names("background"):
         made = apply(head, "background", name, **arrays, total_field=truth["total_field"])

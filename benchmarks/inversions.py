@@ -70,7 +70,11 @@ def accuracy(
     head: Head, methods: list[str], measured: dict[str, np.ndarray]
 ) -> tuple[dict[str, list[np.ndarray]], dict[str, int]]:
     """Print scores from both inputs; return the maps of each method, and its iterations on the field of the recipe."""
-    true = {"mask": head.stored["brain"], "field_error": np.ones(head.grid.shape, np.float32), "magnitude": head.magnitude}
+    true = {
+        "mask": head.stored["brain"],
+        "field_error": np.full(head.grid.shape, 1e-3, np.float32),
+        "magnitude": head.magnitude,
+    }
     true |= {name: head.stored[name] for name in ("local_field", "total_field", "r2star")}
     true["chi_prior"] = expected_chi(head.stored["nuclei"], "CIT168")
     maps: dict[str, list[np.ndarray]] = {name: [] for name in methods}

@@ -608,6 +608,15 @@ ALGORITHMS = (
     ),
     Algorithm(
         "inversion",
+        "unet",
+        "inversion.unet:unet",
+        ("jin2017", "zhang2022", "bollmann2019", "milovic2019"),
+        "Susceptibility was computed by weak-harmonic QSM and a weighted linear inversion, and improved with a U-Net that was"
+        " trained on simulated susceptibility alone (ONNX Runtime).",
+        experimental=True,
+    ),
+    Algorithm(
+        "inversion",
         "tfi",
         "singlestep.tfi:tfi",
         ("liu2017",),

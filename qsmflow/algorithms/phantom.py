@@ -310,7 +310,7 @@ def head_phantom(
     rng = np.random.default_rng(seed)
     affine = np.asarray(affine, float)
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
-    position = _world(mask.shape, affine)
+    position = world(mask.shape, affine)
     maps, tissue = _brain(t1w)
     for name, fraction in _nuclei(labels, position, spacing, fluid=np.clip((120 - t1w) / 40, 0, 1)):
         _, _, _, myelin, r2 = _NUCLEI[name]
@@ -374,7 +374,7 @@ def place(
     >>> place(head, shape=(4, 4, 4), affine=np.diag([2.0, 2, 2, 1])).mask.shape
     (4, 4, 4)
     """
-    points = _world(shape, affine if pose is None else np.linalg.inv(pose) @ affine)
+    points = world(shape, affine if pose is None else np.linalg.inv(pose) @ affine)
     if person is not None:
         points = person.to_template(points)
     inverse = np.linalg.inv(head.affine)
@@ -390,7 +390,7 @@ def place(
     return replace(head, **volumes, affine=np.asarray(affine, float))
 
 
-def _world(shape: Sequence[int], affine: np.ndarray) -> np.ndarray:
+def world(shape: Sequence[int], affine: np.ndarray) -> np.ndarray:
     """Coordinates (3, X, Y, Z) of all voxels, mm."""
     axes = np.ix_(*(np.arange(n, dtype=np.float32) for n in shape))
     return np.stack([sum(float(c) * a for c, a in zip(row[:3], axes, strict=True)) + float(row[3]) for row in affine[:3]])
@@ -444,19 +444,19 @@ def _veins(mask: np.ndarray, affine: np.ndarray, rng: np.random.Generator, count
     to_voxels = lambda p: p @ inverse[:3, :3].T + inverse[:3, 3]  # noqa: E731
     for points, radius in _LARGE_VEINS:
         for side in (-1, 1):
-            _tube(result, to_voxels(_resample(np.array(points, float) * (side, 1, 1), spacing / 2)), radius / spacing)
+            draw_tube(result, to_voxels(_resample(np.array(points, float) * (side, 1, 1), spacing / 2)), radius / spacing)
     column = round(float(-affine[0, 3] / affine[0, 0]))
     if 0 <= column < mask.shape[0] and mask[column].any():
         rows = np.flatnonzero(mask[column].any(axis=1))
         crest = mask.shape[2] - 1 - np.argmax(mask[column][rows, ::-1], axis=1)
         crest = ndimage.gaussian_filter1d(crest.astype(float), 6 / spacing) + 2 / spacing
         above = crest > np.median(crest) - 60 / spacing
-        _tube(result, np.stack([np.full(above.sum(), column), rows[above], crest[above]], axis=1), 3.5 / spacing)
+        draw_tube(result, np.stack([np.full(above.sum(), column), rows[above], crest[above]], axis=1), 3.5 / spacing)
     inside = np.argwhere(ndimage.binary_erosion(mask, iterations=max(1, round(4 / spacing))))
     for start in inside[rng.integers(len(inside), size=count)] if len(inside) else ():
         steps = rng.normal(size=3) + np.cumsum(rng.normal(0, 0.12, (int(rng.integers(20, 70)), 3)), axis=0)
         path = start + np.cumsum(0.7 * steps / np.linalg.norm(steps, axis=1, keepdims=True), axis=0)
-        _tube(result, path, rng.uniform(0.4, 1.0) / spacing)
+        draw_tube(result, path, rng.uniform(0.4, 1.0) / spacing)
     return result
 
 
@@ -467,7 +467,7 @@ def _resample(points: np.ndarray, step: float) -> np.ndarray:
     return np.stack([np.interp(along, length, column) for column in points.T], axis=1)
 
 
-def _tube(volume: np.ndarray, path: np.ndarray, radius: float) -> None:
+def draw_tube(volume: np.ndarray, path: np.ndarray, radius: float) -> None:
     """Draw a tube of ``radius`` voxels along a path into a volume of fractions."""
     reach = math.ceil(radius + 1)
     thin = min(1.0, math.pi * radius**2)
