@@ -47,7 +47,7 @@ def _stage(stage: registry.Stage) -> str:
 
 
 def _method(row: registry.Algorithm) -> str:
-    mark = ["Experimental: not everything could be checked against its publication.", ""] if row.experimental else []
+    mark = ["Experimental: not everything could be checked against a publication.", ""] if row.experimental else []
     lines = [f"### {row.name}", "", row.summary, "", *mark]
     if row.parameters:
         lines += ["| parameter | option | default | what it is |", "| --- | --- | --- | --- |"]
