@@ -141,7 +141,8 @@ def test_the_options_in_the_documents_exist():
     """An option in README.md and docs is one of qsmflow, or of a program that is named here."""
     foreign = {
         "array", "cpus-per-task", "partition", "time", "cleanenv", "init", "rm",  # Slurm and containers
-        "coarser", "no-recipe", "inputs", "methods", "noise", "parts", "pictures", "seeds", "stage", "threads",  # benchmarks
+        "coarser", "count", "first", "inputs", "methods", "no-recipe", "noise", "parts", "pictures",  # benchmarks
+        "seeds", "stage", "threads",
         "strict", "site-dir",  # mkdocs
     }  # fmt: skip
     helps = (["--help"], ["--help-methods"], ["group", "--help"])
