@@ -51,14 +51,14 @@ def test_the_network_is_nearer_to_the_truth_than_what_it_starts_from():
 
 @pytest.mark.parametrize("radius", [4, 10])
 def test_the_contrast_of_a_sphere_is_off_by_a_seventh_at_most(radius):
-    """That of WH-QSM by 4 % at most: what the network gains in noise, it can lose here."""
+    """That of WH-QSM by 6 % at most: what the network gains in noise, it can lose here."""
     grid = {"voxel_size": (1.0, 1.0, 1.0), "b0_dir": CONTEXT["b0_dir"]}
     distance = np.sqrt(sum(np.square(a) for a in np.ogrid[-32:32, -32:32, -32:32]))
     mask, noise = distance < 29, 1.5e-3 * np.random.default_rng(0).standard_normal(distance.shape)
     field = simulation.sphere_field(distance.shape, **grid, radius=radius, chi=0.1)
     field = np.where(mask, field + noise, 0).astype(np.float32)
     around = (distance > radius + 2) & (distance < radius + 6)
-    for method, most in ((whqsm, 0.04), (unet.unet, 0.14)):
+    for method, most in ((whqsm, 0.06), (unet.unet, 0.14)):
         chi = method(field, mask, np.full_like(field, 1.5e-3), **CONTEXT | grid)
         assert (chi[distance < radius - 1].mean() - chi[around].mean()) / 0.1 == pytest.approx(1, abs=most)
 
