@@ -176,7 +176,7 @@ def _maps(phase, magnitude, mask, echo_times, b0: float, intercept: bool, fit: C
         noise = float(np.sqrt(np.median(power) / median_square(freedom)))
         rate, error, misfit = fit(angles, signal, times, intercept, _FLOOR * noise)
     else:
-        noise = _spatial_noise(magnitude[..., 0], mask)
+        noise = spatial_noise(magnitude[..., 0], mask)
     # Exact data have no noise; the rounding of float32 keeps the map meaningful as a weight.
     noise = max(noise, float(np.finfo(np.float32).eps * signal.max(initial=0)))
     if freedom > 0 and misfit.size:
@@ -199,9 +199,32 @@ def _volume(values: np.ndarray, mask: np.ndarray) -> np.ndarray:
     return volume
 
 
-def _spatial_noise(magnitude: np.ndarray, mask: np.ndarray) -> float:
-    """Noise level from the mixed difference over cubes of 2 x 2 x 2 voxels, in which smooth structure cancels."""
-    difference, inside = magnitude.astype(np.float64), mask
+def spatial_noise(image: np.ndarray, mask: np.ndarray) -> float:
+    """Noise level of an image from the image alone.
+
+    Parameters
+    ----------
+    image : ndarray, (X, Y, Z)
+        Image, any unit.
+    mask : ndarray of bool, (X, Y, Z)
+        Where to look.
+
+    Returns
+    -------
+    float
+        Standard deviation of the noise, in the unit of the image; 0 where the mask has no 2 x 2 x 2 voxels.
+
+    Notes
+    -----
+    From the median of the squared mixed difference over cubes of 2 x 2 x 2 voxels, in which smooth structure cancels.
+
+    Examples
+    --------
+    >>> ramp, mask = np.ones((20, 20, 20)) * np.arange(20), np.ones((20, 20, 20), bool)
+    >>> round(spatial_noise(ramp + 0.1 * np.random.default_rng(0).standard_normal(ramp.shape), mask), 2)
+    0.1
+    """
+    difference, inside = image.astype(np.float64), mask
     for axis in range(3):
         if mask.shape[axis] > 1:
             difference = np.diff(difference, axis=axis)

@@ -8,6 +8,7 @@ import numpy as np
 from nipype.interfaces.base import BaseInterfaceInputSpec, File, SimpleInterface, TraitedSpec, traits
 
 from qsmflow import registry
+from qsmflow.algorithms.field import spatial_noise
 from qsmflow.algorithms.units import hz_per_ppm
 from qsmflow.interfaces import images
 from qsmflow.interfaces.base import StageInputSpec, StageInterface
@@ -39,6 +40,7 @@ class MapField(StageInterface):
 class _TakeFieldInputSpec(BaseInterfaceInputSpec):
     in_file = File(exists=True, mandatory=True, desc="field map, Hz (X, Y, Z)")
     like = File(exists=True, mandatory=True, desc="image on the wanted grid")
+    mask = File(exists=True, mandatory=True, desc="where the field is wanted (X, Y, Z)")
     b0 = traits.Float(mandatory=True, desc="main field strength, T")
 
 
@@ -48,7 +50,7 @@ class _TakeFieldOutputSpec(TraitedSpec):
 
 
 class TakeField(SimpleInterface):
-    """Take a ready-made field map; its error is not known and counts as uniform."""
+    """Take a ready-made field map; its error counts as uniform, and is that of its finest structure."""
 
     input_spec = _TakeFieldInputSpec
     output_spec = _TakeFieldOutputSpec
@@ -59,5 +61,7 @@ class TakeField(SimpleInterface):
             raise ValueError(f"{path}: the field map must lie on the grid of the gradient-echo images")
         field = np.nan_to_num(images.read(path), posinf=0, neginf=0) / np.float32(hz_per_ppm(b0=self.inputs.b0))
         self._results["field"] = images.write(Path(runtime.cwd) / "field.nii", field, grid)
-        self._results["field_error"] = images.write(Path(runtime.cwd) / "field_error.nii", np.ones_like(field), grid)
+        noise = spatial_noise(field, images.read(self.inputs.mask, bool)) or 1.0  # a flat field tells nothing
+        error = np.full_like(field, noise)
+        self._results["field_error"] = images.write(Path(runtime.cwd) / "field_error.nii", error, grid)
         return runtime

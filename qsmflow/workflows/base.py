@@ -209,7 +209,7 @@ class _Acquisition:
             if name in plan.given:
                 given = TakeField(in_file=plan.given[name], b0=plan.acquisition.b0)
                 take = make_node(given, "take_field", volumes=6, voxels=plan.voxels)
-                self.feed(take, like="combined")
+                self.feed(take, like="combined", mask="mask")
                 self.gain(take, **{name: "field"}, field_error="field_error")
                 return
         offset = plan.method("offset") if plan.runs("offset") else None

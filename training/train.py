@@ -1,9 +1,9 @@
 """Train the network of the inversion ``unet`` and write it as an ONNX file.
 
     pip install '.[train]'
-    python benchmarks/network_volumes.py VOLUMES --count 60
-    python benchmarks/network_volumes.py VOLUMES --first 1000 --count 67
-    python benchmarks/network.py VOLUMES qsmflow/data/network/unet.onnx [--steps 8000] [--validation 6] [--threads 2]
+    python training/volumes.py VOLUMES --count 60
+    python training/volumes.py VOLUMES --first 1000 --count 67
+    python training/train.py VOLUMES qsmflow/data/network/unet.onnx [--steps 8000] [--validation 6] [--threads 2]
 
 Takes the volumes in the order of their names; the first ones are kept to validate on, and tell the error of the network against
 that of the map it starts from. The same volumes, steps and number of threads give the same network on the same machine.
@@ -102,7 +102,7 @@ def _from_blocks(x: torch.Tensor) -> torch.Tensor:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("volumes", type=Path, help="folder that network_volumes.py wrote")
+    parser.add_argument("volumes", type=Path, help="folder that volumes.py wrote")
     parser.add_argument("output", type=Path, help="the ONNX file")
     parser.add_argument("--steps", type=int, default=8000)
     parser.add_argument("--validation", type=int, default=6, help="volumes to validate on")

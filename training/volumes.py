@@ -1,6 +1,6 @@
 """Volumes to train the network of ``unet`` on: simulated susceptibility, and what the chain makes of its field.
 
-    python benchmarks/network_volumes.py FOLDER [--first 0] [--count 60]
+    python training/volumes.py FOLDER [--first 0] [--count 60]
 
 One file per seed, the same for the same seed. Half of the volumes are brains of random size, shape, pose and contrast (the
 packaged template, deformed, its tissues filled with random susceptibility), a fifth the same anatomy with a contrast that no
@@ -138,7 +138,7 @@ def susceptibility(rng: np.random.Generator, t1w: np.ndarray, mask: np.ndarray, 
     somewhere = lambda: places[rng.integers(len(places))] + rng.uniform(-0.5, 0.5, 3)  # noqa: E731
     counts = {"brain": rng.integers(5, 60), "contrast": rng.integers(5, 60), "shapes": rng.integers(250, 700)}
     count, largest = counts[kind], 22 if kind == "shapes" else 8
-    for radius in sorted((math.exp(rng.uniform(math.log(1.2), math.log(largest))) for _ in range(count)), reverse=True):
+    for radius in sorted((np.exp(rng.uniform(math.log(1.2), math.log(largest))) for _ in range(count)), reverse=True):
         centre, axes = somewhere(), radius * np.exp(rng.normal(0, 0.35, 3))
         value = 0.04 * rng.standard_t(3)
         draw(chi, rng, centre, axes, value, share=rng.uniform(0.4, 1), cuboid=rng.random() < 0.2)
@@ -153,9 +153,9 @@ def susceptibility(rng: np.random.Generator, t1w: np.ndarray, mask: np.ndarray, 
     chi += texture(rng, 0.6, 4) * rng.uniform(0, 0.008)
     if rng.random() < 0.35:
         for _ in range(rng.integers(1, 6)):
-            centre, radius = somewhere(), math.exp(rng.uniform(0, math.log(6)))
+            centre, radius = somewhere(), np.exp(rng.uniform(0, math.log(6)))
             axes = radius * np.exp(rng.normal(0, 0.25, 3))
-            draw(chi, rng, centre, axes, rng.choice([-1, 1]) * math.exp(rng.uniform(math.log(0.15), math.log(1.5))))
+            draw(chi, rng, centre, axes, rng.choice([-1, 1]) * np.exp(rng.uniform(math.log(0.15), math.log(1.5))))
     return kind, chi.astype(np.float32)
 
 
@@ -210,7 +210,7 @@ def uncertainty(
     rng: np.random.Generator, kind: str, t1w: np.ndarray, chi: np.ndarray, total: np.ndarray, mask: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Noise of the field, the field-error map that goes with it (ppm), and the mask of usable phase."""
-    level = math.exp(rng.uniform(math.log(4e-4), math.log(5e-3)))
+    level = np.exp(rng.uniform(math.log(4e-4), math.log(5e-3)))
     signal = 1 + 0.4 * simulation.smooth_variation(SHAPE, seed=int(rng.integers(1 << 30)))
     if kind != "shapes":
         signal *= np.interp(t1w, (60, 150, 245), rng.uniform(0.7, 1.3, 3))
